@@ -1,0 +1,119 @@
+"""Prepared splits as padded batches: read with pyarrow, bucketed by length, in an order of their own.
+
+The order of an epoch depends on seed and epoch alone, so a run that was killed and goes on sees
+the very batches it would have seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+POOL = 32  # batches whose rows are sorted by length together
+
+
+@dataclass(frozen=True)
+class Split:
+    """One tokenised split. Sequences are kept ragged: row -> choice -> token ids."""
+
+    ids: list[str]
+    labels: np.ndarray  # [rows]
+    input_ids: list[list[np.ndarray]]
+    token_type_ids: list[list[np.ndarray]]
+    lengths: np.ndarray  # [rows], the longest sequence of each row
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def load_split(path: Path) -> Split:
+    """Read a split that `data.prepare` wrote.
+
+    Raises:
+        ValueError: the file is missing, or lacks a column; names the file and the remedy.
+    """
+    columns = ["id", "label", "input_ids", "token_type_ids"]
+    try:
+        table = pq.read_table(path, columns=columns)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a prepared split ({error}). Prepare the task again."
+        ) from error
+
+    def ragged(name: str) -> list[list[np.ndarray]]:
+        rows = table.column(name).combine_chunks()
+        per_row, per_sequence = rows.offsets.to_numpy(), rows.values.offsets.to_numpy()
+        flat = rows.values.values.to_numpy()
+        return [
+            [flat[per_sequence[s] : per_sequence[s + 1]] for s in range(per_row[i], per_row[i + 1])]
+            for i in range(len(rows))
+        ]
+
+    input_ids = ragged("input_ids")
+    return Split(
+        ids=table.column("id").to_pylist(),
+        labels=table.column("label").to_numpy(),
+        input_ids=input_ids,
+        token_type_ids=ragged("token_type_ids"),
+        lengths=np.array([max(map(len, row)) for row in input_ids], dtype=np.int64),
+    )
+
+
+def collate(split: Split, rows: np.ndarray, pad_id: int) -> dict[str, Tensor]:
+    """Rows as one padded batch; the choices of a row follow each other.
+
+    Returns:
+        input_ids, token_type_ids, attention_mask [rows * choices, tokens] and labels [rows].
+    """
+    sequences = [s for row in rows for s in split.input_ids[row]]
+    types = [s for row in rows for s in split.token_type_ids[row]]
+    width = max(map(len, sequences))
+    input_ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
+    token_types = np.zeros_like(input_ids)
+    mask = np.zeros_like(input_ids)
+    for i, (sequence, kind) in enumerate(zip(sequences, types, strict=True)):
+        input_ids[i, : len(sequence)] = sequence
+        token_types[i, : len(sequence)] = kind
+        mask[i, : len(sequence)] = 1
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "token_type_ids": torch.from_numpy(token_types),
+        "attention_mask": torch.from_numpy(mask),
+        "labels": torch.from_numpy(split.labels[rows]),
+    }
+
+
+def training_batches(
+    lengths: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """Every row once, in batches of like length, in random order.
+
+    Rows are shuffled, sorted by length within pools of a few batches, cut, and the batches
+    shuffled: little padding, and yet other neighbours each epoch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    pool = batch_size * POOL
+    batches = []
+    for start in range(0, len(order), pool):
+        rows = order[start : start + pool]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def evaluation_batches(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Every row once, shortest first."""
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+    """The share of a batch list's token positions that is padding (choices count as their longest)."""
+    used = lengths.sum()
+    return float(1 - used / sum(len(rows) * lengths[rows].max() for rows in batches))

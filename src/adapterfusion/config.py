@@ -1,0 +1,250 @@
+"""params.yaml, read strictly: one frozen dataclass per section, one clear error per mistake.
+
+DVC reads YAML 1.2 and Python's parser YAML 1.1, in which `1e-4` is a string. Such a number is
+refused here rather than trained with; so are unknown keys, missing keys and wrong types.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from adapterfusion.paths import find_root
+
+
+class ConfigError(ValueError):
+    """params.yaml says something that cannot be run. The message names file, key and remedy."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The frozen transformer: a hub id (or a local folder), its commit and the weights' checksum."""
+
+    name: str
+    revision: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tasks come from, and how much of train chooses the epoch.
+
+    validation: share of each training set held out to choose the epoch (held-out protocol);
+        0 chooses on dev, as the paper does.
+    """
+
+    source: Literal["bundled", "mirror", "hub"]
+    mirror: str | None = None
+    validation: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task of the study. `train` and `dev` cap the rows (null: all of them)."""
+
+    seeds: tuple[int, ...]
+    train: int | None = None
+    dev: int | None = None
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The bottleneck adapter (paper section 4.1, appendix A.2)."""
+
+    architecture: Literal["pfeiffer", "houlsby"] = "pfeiffer"
+    reduction: int = 16
+    activation: Literal["relu", "gelu", "swish", "leakyrelu"] = "relu"
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """The fusion layer (paper section 3.2).
+
+    penalty: weight of sum ||V - I||^2 in the loss; 0 switches it off.
+    dropout: on the scores, before the softmax.
+    """
+
+    variant: Literal["dynamic", "static"] = "dynamic"
+    implementation: Literal["folded", "reference"] = "folded"
+    penalty: float = 0.01
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one method is trained: AdamW's peak learning rate, most epochs, and patience in epochs."""
+
+    learning_rate: float
+    epochs: int
+    patience: int
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What all methods share, and a recipe for each. batch_size is global, micro_batch_size fits memory."""
+
+    head: Recipe
+    full: Recipe
+    st_adapter: Recipe
+    fusion_st: Recipe
+    batch_size: int = 32
+    micro_batch_size: int = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole of params.yaml."""
+
+    profile: str
+    backbone: BackboneConfig
+    data: DataConfig
+    tasks: dict[str, TaskConfig]
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    training: TrainingConfig
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+
+
+def _fail(where: str, key: str, problem: str, remedy: str) -> typing.NoReturn:
+    raise ConfigError(f"{where}: {key}: {problem}. {remedy}")
+
+
+def build(hint: Any, value: Any, key: str, where: str) -> Any:
+    """`value` as the type `hint` says, or an error that names `key`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build_dataclass(hint, value, key, where)
+    if origin in (types.UnionType, typing.Union):  # only ever `X | None`
+        if value is None:
+            return None
+        return build(next(a for a in args if a is not type(None)), value, key, where)
+    if origin is Literal:
+        if value not in args:
+            _fail(where, key, f"{value!r} is not known", f"Choose one of {', '.join(args)}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            _fail(where, key, f"a list is needed, not {value!r}", "Write it as [a, b].")
+        return tuple(build(args[0], v, f"{key}[{i}]", where) for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            _fail(where, key, f"a mapping is needed, not {value!r}", "See profiles/.")
+        return {str(k): build(args[1], v, f"{key}.{k}", where) for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        remedy = f"Write a value of type {hint.__name__}."
+        if isinstance(value, str) and hint in (int, float):
+            remedy = "Write the number without quotes, and with a point before an exponent: 1.0e-4."
+        _fail(where, key, f"{value!r} is a {type(value).__name__}", remedy)
+    return value
+
+
+def _build_dataclass(cls: type, value: Any, key: str, where: str) -> Any:
+    if not isinstance(value, dict):
+        _fail(where, key or "the file", f"a mapping is needed, not {value!r}", "See profiles/.")
+    hints = typing.get_type_hints(cls)
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in hints:
+            known = ", ".join(hints)
+            _fail(where, f"{prefix}{name}", "unknown key", f"Known keys here: {known}.")
+    arguments = {}
+    for f in dataclasses.fields(cls):
+        if f.name in value:
+            arguments[f.name] = build(hints[f.name], value[f.name], f"{prefix}{f.name}", where)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            _fail(where, f"{prefix}{f.name}", "missing", "Add it; profiles/ has examples.")
+    return cls(**arguments)
+
+
+def _check(config: Config, where: str) -> None:
+    """What types alone cannot say."""
+    for section in ("tasks", "sources", "targets"):
+        if not getattr(config, section):
+            _fail(where, section, "empty", "Name at least one task.")
+    for section in ("sources", "targets"):
+        names = getattr(config, section)
+        for name in names:
+            if name not in config.tasks:
+                _fail(where, section, f"{name!r} is not under tasks", "Add it there, or drop it.")
+        if len(set(names)) != len(names):
+            _fail(where, section, "a task is named twice", "Name each once.")
+    for name, task in config.tasks.items():
+        if not task.seeds or len(set(task.seeds)) != len(task.seeds):
+            _fail(
+                where, f"tasks.{name}.seeds", "empty, or a seed is named twice", "List each once."
+            )
+        for key in ("train", "dev", "max_length"):
+            if getattr(task, key) is not None and getattr(task, key) < 1:
+                _fail(where, f"tasks.{name}.{key}", "must be at least 1", "Use null for no cap.")
+    if not 0 <= config.data.validation < 1:
+        _fail(where, "data.validation", "must lie in [0, 1)", "0 chooses the epoch on dev.")
+    if config.data.source == "mirror" and not config.data.mirror:
+        _fail(where, "data.mirror", "missing", "Name the folder of the mirror.")
+    if config.adapter.reduction < 1:
+        _fail(where, "adapter.reduction", "must be at least 1", "The paper uses 2, 16 and 64.")
+    if not 0 <= config.fusion.dropout < 1 or config.fusion.penalty < 0:
+        _fail(where, "fusion", "dropout lies in [0, 1), penalty is not negative", "Correct it.")
+    training = config.training
+    if training.batch_size < 1 or training.micro_batch_size < 1:
+        _fail(where, "training.batch_size", "batch sizes are at least 1", "Correct it.")
+    for f in dataclasses.fields(training):
+        recipe = getattr(training, f.name)
+        if isinstance(recipe, Recipe) and (recipe.learning_rate <= 0 or recipe.epochs < 1):
+            _fail(
+                where, f"training.{f.name}", "learning_rate and epochs are positive", "Correct it."
+            )
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key written twice instead of keeping the last one silently."""
+
+
+def _mapping_without_repeats(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            line = node.start_mark.line + 1
+            raise ConfigError(
+                f"{loader.name}: {key!r} is named twice in the mapping at line {line}"
+            )
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats
+)
+
+
+def parse_config(values: Any, where: str = "params.yaml") -> Config:
+    """A checked Config from the mapping a YAML file holds.
+
+    Raises:
+        ConfigError: naming `where`, the key and the remedy.
+    """
+    config = _build_dataclass(Config, values, "", where)
+    _check(config, where)
+    return config
+
+
+def load_config(path: Path | None = None) -> Config:
+    """The configuration in `path` (default: params.yaml at the project's root)."""
+    path = path or find_root() / "params.yaml"
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path.name}: not found. `make profile NAME=bundled` puts one in place.")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name}: not valid YAML: {error}") from error
+    return parse_config(values, path.name)

@@ -1,0 +1,146 @@
+"""AdapterFusion: attention over adapters, the knowledge-composition stage (paper section 3.2).
+
+Symbols: d hidden size, r bottleneck width, N adapters, `...` batch and token axes.
+
+    q = Q y + b_q          y: the token after the feed-forward sub-layer and the frozen LayerNorm
+    k_n = K up_n + b_k     up_n: the output of adapter n, without its residual
+    a = softmax_n(dropout(q . k_n))      unscaled, dropout on the scores, as the public code does
+    fused = sum_n a_n V up_n             V starts at the identity and is drawn back to it
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapterfusion.adapter import AdapterBank, TaskAdapter
+from adapterfusion.config import FusionConfig
+
+
+class Fusion(nn.Module):
+    """One layer's fusion parameters (the paper's Psi): Q, K and, unless static, V.
+
+    Two forms of one formula: `reference` reads like the equations above; `folded` never builds the
+    N vectors of width d. Tests hold them equal, in value and in gradient.
+    """
+
+    def __init__(self, hidden_size: int, config: FusionConfig):
+        super().__init__()
+        self.implementation = config.implementation
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = None
+        self.dropout = nn.Dropout(config.dropout)
+        self.softmax = nn.Softmax(dim=-1)  # a module, so that attention can be read by a hook
+        for linear in (self.query, self.key):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        if config.variant == "dynamic":
+            self.value = nn.Linear(hidden_size, hidden_size, bias=False)
+            nn.init.constant_(self.value.weight, 1e-6)
+            with torch.no_grad():
+                self.value.weight.fill_diagonal_(1.0)
+
+    def forward(self, y: Tensor, bank: AdapterBank) -> Tensor:
+        """[..., d] -> [..., d], to be added to the residual stream."""
+        return getattr(self, self.implementation)(y, bank)
+
+    def reference(self, y: Tensor, bank: AdapterBank) -> Tensor:
+        """The formula as the paper states it: (1 + 2N) d^2 + 2 N r d multiplications a token."""
+        up = bank.outputs(bank.bottlenecks(y))  # [..., N, d]
+        q, k = self.query(y), self.key(up)
+        a = self.softmax(self.dropout(torch.einsum("...d,...nd->...n", q, k)))
+        v = self.value(up) if self.value is not None else up
+        return torch.einsum("...n,...nd->...d", a, v)
+
+    def folded(self, y: Tensor, bank: AdapterBank) -> Tensor:
+        """The same, exactly, in 3 d^2 + 3 N r d multiplications a token, storing N r, not N d.
+
+        q . (K up_n) = (K' q) . up_n, so one product with K' replaces N with K; U_n is folded into
+        score and mix, and V, being linear, is applied once to the mix. q . b_k is equal for all n
+        but stays, because dropout sets single scores to zero.
+        """
+        g = bank.bottlenecks(y)  # [..., N, r]
+        q = self.query(y)
+        folded_q = F.linear(q, self.key.weight.T)  # K' q: [..., d]
+        through_up = F.linear(folded_q, bank.up_weight.T).unflatten(-1, (bank.size, -1))
+        scores = (through_up * g).sum(-1) + F.linear(folded_q, bank.up_bias)  # [..., N]
+        scores = scores + F.linear(q, self.key.bias.unsqueeze(0))
+        a = self.softmax(self.dropout(scores))
+        mix = F.linear((a.unsqueeze(-1) * g).flatten(-2), bank.up_weight) + a @ bank.up_bias
+        return self.value(mix) if self.value is not None else mix
+
+    def penalty(self) -> Tensor:
+        """||V - I||^2 (Frobenius), which keeps V near the identity; zero for static fusion."""
+        if self.value is None:
+            return self.query.weight.new_zeros(())
+        weight = self.value.weight
+        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        return (weight - identity).square().sum()
+
+
+class FusedAdapters(nn.Module):
+    """What sits at one layer after stage 2: frozen adapters and the fusion that mixes them."""
+
+    def __init__(self, bank: AdapterBank, fusion: Fusion):
+        super().__init__()
+        self.bank = bank
+        self.fusion = fusion
+
+    def forward(self, y: Tensor) -> Tensor:
+        """[..., d] -> [..., d]"""
+        return self.fusion(y, self.bank)
+
+
+class TaskFusion(nn.Module):
+    """A target task's fusion layers for a whole backbone: what stage 2 trains and saves."""
+
+    def __init__(self, hidden_size: int, n_layers: int, config: FusionConfig):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Fusion(hidden_size, config) for _ in range(n_layers))
+
+    def over(self, adapters: list[TaskAdapter]) -> list[FusedAdapters]:
+        """One module per layer that mixes these adapters. Their order carries no meaning.
+
+        Raises:
+            ValueError: no adapter, a Houlsby adapter, or another number of layers.
+        """
+        if not adapters:
+            raise ValueError("fusion needs at least one adapter")
+        for adapter in adapters:
+            if len(adapter.attention):
+                raise ValueError("fusion mixes Pfeiffer adapters; this one is a Houlsby adapter")
+            if len(adapter.output) != len(self.layers):
+                raise ValueError(
+                    f"the adapter has {len(adapter.output)} layers, the fusion {len(self.layers)}"
+                )
+        per_layer = zip(*(adapter.output for adapter in adapters), strict=True)
+        return [
+            FusedAdapters(AdapterBank(list(bank)), fusion)
+            for bank, fusion in zip(per_layer, self.layers, strict=True)
+        ]
+
+    def penalty(self) -> Tensor:
+        """The term of the loss: weight times the sum of ||V - I||^2 over the layers."""
+        return self.config.penalty * torch.stack([f.penalty() for f in self.layers]).sum()
+
+
+@contextmanager
+def record_attention(fusion: TaskFusion) -> Iterator[list[Tensor]]:
+    """Yield a list that gets, at each forward pass, one attention [batch, tokens, N] per layer.
+
+    Padding is not masked here: whoever averages knows the mask (`evaluate.mean_attention`).
+    """
+    recorded: list[Tensor] = []
+    handles = [
+        layer.softmax.register_forward_hook(lambda _m, _in, out: recorded.append(out.detach()))
+        for layer in fusion.layers
+    ]
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()

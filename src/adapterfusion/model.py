@@ -1,0 +1,119 @@
+"""A task's model: backbone, what was injected into it, and a head on the first token."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from adapterfusion.adapter import TaskAdapter
+from adapterfusion.fusion import TaskFusion
+from adapterfusion.inject import inject_adapter, inject_fusion
+
+
+def load_backbone(folder: Path) -> nn.Module:
+    """The encoder in float32 without a pooler: the head reads the first token's last state."""
+    # the unused pooler would be announced, with a progress bar, at every load
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers.AutoModel.from_pretrained(
+        folder, dtype=torch.float32, add_pooling_layer=False
+    )
+
+
+class Head(nn.Sequential):
+    """dropout, dense, tanh, dropout, dense: the prediction head of the public code.
+
+    The paper does not describe its head. One more choice it leaves open: fusion gets a new head.
+    """
+
+    def __init__(self, hidden_size: int, n_outputs: int, dropout: float = 0.1):
+        super().__init__(
+            nn.Dropout(dropout),
+            nn.Linear(hidden_size, hidden_size),
+            nn.Tanh(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_size, n_outputs),
+        )
+        for linear in (self[1], self[4]):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+
+class TaskModel(nn.Module):
+    """Backbone + head for one task, with at most one of adapter and fusion injected.
+
+    Head, adapter and fusion are registered before the backbone they are injected into, so that a
+    parameter has one name (`adapter.output.0.down.weight`) whether or not it sits in a layer too.
+
+    choices: number of choices for multiple choice (one sequence and one logit each), else None.
+    """
+
+    def __init__(self, backbone: nn.Module, n_outputs: int, choices: int | None = None):
+        super().__init__()
+        self.choices = choices
+        self.head = Head(backbone.config.hidden_size, n_outputs)
+        self.adapter: TaskAdapter | None
+        self.fusion: TaskFusion | None
+        self.register_module("adapter", None)
+        self.register_module("fusion", None)
+        self.backbone = backbone
+
+    def _freeze_backbone(self) -> None:
+        self.backbone.requires_grad_(False)
+
+    def with_frozen_backbone(self) -> "TaskModel":
+        """Train the head alone."""
+        self._freeze_backbone()
+        return self
+
+    def with_adapter(self, adapter: TaskAdapter) -> "TaskModel":
+        """Stage 1: freeze the backbone (Theta), inject an adapter (Phi) to be trained."""
+        self._freeze_backbone()
+        inject_adapter(self.backbone, adapter)
+        self.adapter = adapter
+        return self
+
+    def with_fusion(self, fusion: TaskFusion, adapters: list[TaskAdapter]) -> "TaskModel":
+        """Stage 2: freeze backbone and adapters (Theta, Phi), inject a fusion (Psi) to be trained."""
+        self._freeze_backbone()
+        inject_fusion(self.backbone, fusion, adapters)
+        self.fusion = fusion
+        return self
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits [batch, classes].
+
+        batch: `input_ids`, `attention_mask`, `token_type_ids`, each [batch * choices, tokens]; or
+            `features` [batch * choices, d], when the frozen backbone's output is known already.
+        """
+        first = batch["features"] if "features" in batch else self.encode(batch)
+        logits = self.head(first)
+        return logits.view(-1, self.choices) if self.choices else logits
+
+    def encode(self, batch: dict[str, Tensor]) -> Tensor:
+        """The first token's last state: [batch * choices, d]"""
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        inputs = {name: batch[name] for name in names if name in batch}
+        return self.backbone(**inputs).last_hidden_state[:, 0]
+
+    def penalty(self) -> Tensor | None:
+        """The fusion's term of the loss, where there is one."""
+        if self.fusion is None or self.fusion.config.penalty == 0:
+            return None
+        return self.fusion.penalty()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of all that is trained, saved and counted."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def frozen_sha256(self) -> str:
+        """One hash over all frozen parameters, names included: equal before and after training."""
+        digest = hashlib.sha256()
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                digest.update(name.encode())
+                values = parameter.detach().cpu().contiguous().flatten()
+                digest.update(values.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
