@@ -86,13 +86,19 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """What all methods share, and a recipe for each. batch_size is global, micro_batch_size fits memory."""
+class Recipes:
+    """One recipe per method."""
 
     head: Recipe
     full: Recipe
     st_adapter: Recipe
     fusion_st: Recipe
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What all methods share. batch_size decides the result; micro_batch_size only fits memory."""
+
     batch_size: int = 32
     micro_batch_size: int = 32
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -110,7 +116,8 @@ class Config:
     tasks: dict[str, TaskConfig]
     sources: tuple[str, ...]
     targets: tuple[str, ...]
-    training: TrainingConfig
+    recipes: Recipes
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
 
@@ -199,12 +206,12 @@ def _check(config: Config, where: str) -> None:
     training = config.training
     if training.batch_size < 1 or training.micro_batch_size < 1:
         _fail(where, "training.batch_size", "batch sizes are at least 1", "Correct it.")
-    for f in dataclasses.fields(training):
-        recipe = getattr(training, f.name)
-        if isinstance(recipe, Recipe) and (recipe.learning_rate <= 0 or recipe.epochs < 1):
-            _fail(
-                where, f"training.{f.name}", "learning_rate and epochs are positive", "Correct it."
-            )
+    if training.weight_decay < 0 or training.clip_norm <= 0:
+        _fail(where, "training", "weight_decay is not negative, clip_norm positive", "Correct it.")
+    for f in dataclasses.fields(config.recipes):
+        recipe = getattr(config.recipes, f.name)
+        if recipe.learning_rate <= 0 or recipe.epochs < 1 or recipe.patience < 1:
+            _fail(where, f"recipes.{f.name}", "all three numbers are positive", "Correct it.")
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -1,0 +1,40 @@
+# make reproduce   set up, then run the study of params.yaml and name its report
+# make test        set up, then run all tests
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DVC_NO_ANALYTICS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test lint clean-notebooks profile oracle
+
+help:
+	@sed -n '1,/^PYTHON/p' Makefile | sed -n 's/^# //p'
+
+# The stamp is newer than the lock as long as the environment matches it; a second call starts at once.
+$(BIN)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+reproduce: $(BIN)/.ready
+	dvc repro
+	@python -m adapterfusion.report --print
+
+test: $(BIN)/.ready
+	python -m pytest -n auto --dist loadfile
+
+lint: $(BIN)/.ready
+	ruff format --check .
+	ruff check .
+
+# Put a profile in place: make profile NAME=minilm
+profile:
+	@test -f profiles/$(NAME).yaml || { echo "profiles/ has: $$(ls profiles | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
+	cp profiles/$(NAME).yaml params.yaml
+
+clean-notebooks: $(BIN)/.ready
+	python -m adapterfusion.notebook strip

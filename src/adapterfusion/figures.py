@@ -1,0 +1,195 @@
+"""Figures as functions of run records. Each returns a matplotlib figure; `save` writes it twice.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers and in grey print; a method keeps its
+colour throughout. Bytes are deterministic, and the numbers behind a figure lie beside it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from adapterfusion.config import Config
+from adapterfusion.paths import atomic_write
+from adapterfusion.runs import METHODS
+from adapterfusion.tables import aggregate, scores
+
+COLOURS = {"head": "#999999", "full": "#000000", "st_adapter": "#0072B2", "fusion_st": "#D55E00"}
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.grid": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "adapterfusion",
+}
+matplotlib.rcParams.update(STYLE)
+
+
+def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
+    """Write <name>.png and the numbers behind it, <name>.csv."""
+    with atomic_write(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+    with atomic_write(folder / f"{name}.csv") as temporary:
+        temporary.write_text(data.round(6).to_csv(index=False), encoding="utf-8")
+
+
+def titles(records: list[dict[str, Any]]) -> dict[str, str]:
+    """task -> its title"""
+    return {r["task"]: r["data"]["title"] for r in records}
+
+
+def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame]:
+    """Dev accuracy (line) and training loss (dotted) after each epoch, one panel for each task.
+
+    Each seed is a line of its own; a ring marks the epoch that was kept.
+    """
+    names = titles(records)
+    tasks = list(names)
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.1 * columns, 2.2 * rows), squeeze=False, layout="constrained"
+    )
+    data = []
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        loss_axis = axis.twinx()
+        loss_axis.spines["right"].set_visible(True)
+        for record in (r for r in records if r["task"] == task):
+            epochs = np.arange(1, len(record["epochs"]) + 1)
+            dev = np.array([100 * e["dev"]["accuracy"] for e in record["epochs"]])
+            loss = [e["train_loss"] for e in record["epochs"]]
+            colour = COLOURS[record["method"]]
+            axis.plot(epochs, dev, color=colour, alpha=0.8, lw=1.2, marker=".", ms=3)
+            kept = next(iter(record["metrics"].values()))["epoch"]
+            axis.plot(kept, dev[kept - 1], "o", mfc="none", mec=colour, ms=7)
+            loss_axis.plot(epochs, np.array(loss, dtype=float), ":", color=colour, alpha=0.6, lw=1)
+            data += [
+                (record["method"], task, record["seed"], int(e), d, lo)
+                for e, d, lo in zip(epochs, dev, loss, strict=True)
+            ]
+        axis.set_title(names[task])
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=5))
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("dev accuracy, %")
+        loss_axis.set_ylabel("training loss (dotted)")
+        loss_axis.set_ylim(bottom=0)
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_visible(False)
+    columns_ = ["method", "task", "seed", "epoch", "dev_accuracy", "train_loss"]
+    return figure, pd.DataFrame(data, columns=columns_)
+
+
+def relative_to_full(
+    config: Config, records: list[dict[str, Any]], protocol: str
+) -> tuple[Figure, pd.DataFrame]:
+    """The paper's Figure 3: each method's accuracy minus full fine-tuning's, per target.
+
+    Bars are means over seeds, dots single seeds against the mean of full fine-tuning.
+    """
+    frame = aggregate(scores(records)).query("metric == 'accuracy' and protocol == @protocol")
+    full = frame[frame["method"] == "full"].set_index("task")["mean"]
+    methods = [m for m in METHODS if m not in ("full", "head") and m in set(frame["method"])]
+    names = titles(records)
+    figure, axis = plt.subplots(
+        figsize=(1.2 + 0.75 * len(config.targets), 3.0), layout="constrained"
+    )
+    width = 0.8 / len(methods)
+    data = []
+    for i, method in enumerate(methods):
+        part = frame[frame["method"] == method].set_index("task")
+        for x, task in enumerate(config.targets):
+            centre = x + (i - (len(methods) - 1) / 2) * width
+            delta = part.loc[task, "mean"] - full[task]
+            seeds = np.array(part.loc[task, "scores"]) - full[task]
+            label = METHODS[method].title if x == 0 else None
+            axis.bar(centre, delta, width * 0.92, color=COLOURS[method], label=label, alpha=0.85)
+            axis.plot(np.full(len(seeds), centre), seeds, ".", color="black", ms=3)
+            data.append((method, task, protocol, delta))
+    axis.axhline(0, color="black", lw=0.8)
+    axis.set_xticks(range(len(config.targets)), [names[t] for t in config.targets], rotation=35)
+    for label in axis.get_xticklabels():
+        label.set_horizontalalignment("right")
+    axis.set_ylabel("points above full fine-tuning")
+    axis.legend(ncols=len(methods), loc="upper left", bbox_to_anchor=(0, 1.14))
+    return figure, pd.DataFrame(data, columns=["method", "task", "protocol", "difference"])
+
+
+def attention_maps(
+    records: list[dict[str, Any]], layers: list[int] | None = None
+) -> tuple[Figure, pd.DataFrame]:
+    """The paper's Figures 4 and 6: where each target's fusion looks, layer by layer.
+
+    Rows are targets, columns adapters; a cell is the mean attention over dev tokens (padding left
+    out) and seeds. 0 is black and 1 white, as in the paper. layers: counted from 1; None: all.
+    """
+    names = titles(records)
+    targets = list(names)
+    adapters = records[0]["attention"]["adapters"]
+    mean = {
+        t: np.mean([r["attention"]["layers"] for r in records if r["task"] == t], axis=0)
+        for t in targets
+    }
+    depth = len(next(iter(mean.values())))
+    layers = layers or list(range(1, depth + 1))
+    columns = min(3, len(layers))
+    rows = -(-len(layers) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(0.9 + (0.33 * len(adapters) + 0.5) * columns, (0.3 * len(targets) + 0.9) * rows),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    data = []
+    for axis, layer in zip(axes.flat, layers, strict=False):
+        matrix = np.array([mean[t][layer - 1] for t in targets])
+        image = axis.imshow(matrix, cmap="gray", vmin=0, vmax=1, aspect="auto")
+        for i, target in enumerate(targets):
+            for j, adapter in enumerate(adapters):
+                data.append((layer, target, adapter, matrix[i, j]))
+                if target == adapter:  # the target's own adapter
+                    box = plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec="#D55E00", lw=1.2)
+                    axis.add_patch(box)
+        axis.set_title(f"layer {layer}")
+        axis.set_xticks(range(len(adapters)), [names.get(a, a) for a in adapters], rotation=90)
+        axis.set_yticks(range(len(targets)), [names[t] for t in targets])
+        axis.tick_params(labelbottom=layer > layers[-1] - columns, length=0)
+    for axis in axes.flat[len(layers) :]:
+        axis.set_visible(False)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="mean attention")
+    return figure, pd.DataFrame(data, columns=["layer", "target", "adapter", "attention"])
+
+
+def attention_by_layer(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame]:
+    """One target's attention: layers in rows, adapters in columns, mean over its seeds."""
+    adapters, task = records[0]["attention"]["adapters"], records[0]["task"]
+    matrix = np.mean([r["attention"]["layers"] for r in records], axis=0)
+    figure, axis = plt.subplots(
+        figsize=(1.6 + 0.5 * len(adapters), 1.2 + 0.28 * len(matrix)), layout="constrained"
+    )
+    image = axis.imshow(matrix, cmap="gray", vmin=0, vmax=1, aspect="auto")
+    if task in adapters:
+        own = adapters.index(task)
+        axis.add_patch(
+            plt.Rectangle((own - 0.5, -0.5), 1, len(matrix), fill=False, ec="#D55E00", lw=1.5)
+        )
+    axis.set_xticks(range(len(adapters)), adapters, rotation=45, ha="right")
+    axis.set_yticks(range(len(matrix)), [f"layer {i + 1}" for i in range(len(matrix))])
+    axis.tick_params(length=0)
+    figure.colorbar(image, ax=axis, label="mean attention")
+    data = [
+        (layer + 1, task, adapter, matrix[layer, j])
+        for layer in range(len(matrix))
+        for j, adapter in enumerate(adapters)
+    ]
+    return figure, pd.DataFrame(data, columns=["layer", "target", "adapter", "attention"])

@@ -1,0 +1,124 @@
+"""What the records say, in sentences: generated, so that no number in a notebook is typed by hand."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from adapterfusion.config import Config
+from adapterfusion.runs import METHODS, correctness
+from adapterfusion.stats import Interval, bootstrap
+
+
+def difference(config: Config, a: str, b: str, task: str, protocol: str) -> np.ndarray:
+    """Method a right minus method b right: [seeds, rows], paired by seed and dev row."""
+    right_a = correctness(config, a, task, protocol).astype(float)
+    return right_a - correctness(config, b, task, protocol)
+
+
+def paired_table(
+    config: Config, a: str, b: str, protocol: str
+) -> tuple[pd.DataFrame, dict[str, Interval]]:
+    """Method a against method b on every target: difference in points, interval, verdict."""
+    differences = {t: difference(config, a, b, t, protocol) for t in config.targets}
+    intervals = {t: bootstrap([d]) for t, d in differences.items()}
+    intervals["mean"] = bootstrap(list(differences.values()))
+    table = pd.DataFrame(
+        [
+            {
+                "task": task,
+                "seeds": differences[task].shape[0] if task in differences else "",
+                "dev rows": differences[task].shape[1] if task in differences else "",
+                "difference": f"{i.mean:+.2f}",
+                "95 % interval": f"[{i.low:+.2f}, {i.high:+.2f}]",
+                "verdict": i.verdict,
+            }
+            for task, i in intervals.items()
+        ]
+    )
+    return table.set_index("task"), intervals
+
+
+def verdict(config: Config, protocol: str = "held_out") -> str:
+    """The study's answer in a few markdown lines: fusion against ST-A and against full fine-tuning."""
+    lines = []
+    for other in ("st_adapter", "full"):
+        _, intervals = paired_table(config, "fusion_st", other, protocol)
+        mean = intervals.pop("mean")
+        counts = {v: 0 for v in ("higher", "lower", "not distinguishable")}
+        for interval in intervals.values():
+            counts[interval.verdict] += 1
+        lines.append(
+            f"- **Fusion of ST-A against {METHODS[other].title}**: {mean} points of accuracy on the "
+            f"mean of {len(intervals)} targets ({mean.verdict}); higher on {counts['higher']}, lower "
+            f"on {counts['lower']}, not distinguishable on {counts['not distinguishable']}."
+        )
+    lines.append(
+        "\nIntervals are 95 % bootstrap intervals that resample seeds and dev rows within each task. "
+        "They say nothing about other tasks or backbones."
+    )
+    return "\n".join(lines)
+
+
+def failures(summary: dict[str, Any]) -> str:
+    """Runs that diverged or collapsed to one class, by name."""
+    text = f"{summary['runs']} runs. "
+    for key, what in (("failed", "diverged"), ("degenerate", "predict one class throughout")):
+        names = summary[key]
+        text += f"{len(names)} {what}" + (f": {', '.join(names)}. " if names else ". ")
+    return text.strip()
+
+
+def _mean_attention(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """target -> attention [layers, N], the mean over seeds"""
+    tasks = dict.fromkeys(r["task"] for r in records)
+    return {
+        t: np.mean([r["attention"]["layers"] for r in records if r["task"] == t], axis=0)
+        for t in tasks
+    }
+
+
+def _spread(attention: np.ndarray) -> float:
+    """Entropy relative to a uniform choice: 0 one adapter only, 1 no preference."""
+    if len(attention) == 1:
+        return 0.0
+    p = np.clip(attention, 1e-12, 1)
+    return float(-(p * np.log(p)).sum() / np.log(len(p)))
+
+
+def attention_table(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Per target: attention on its own adapter, on the most preferred other, and its spread."""
+    adapters = records[0]["attention"]["adapters"]
+    rows = []
+    for task, layers in _mean_attention(records).items():
+        mean = layers.mean(axis=0)
+        others = {a: v for a, v in zip(adapters, mean, strict=True) if a != task}
+        row = {"target": task}
+        if task in adapters:
+            row["own adapter"] = f"{mean[adapters.index(task)]:.2f}"
+        if others:
+            best = max(others, key=others.get)
+            row |= {"preferred other": best, "its attention": f"{others[best]:.2f}"}
+        middle = len(layers) // 2
+        row |= {
+            "spread, first layer": f"{_spread(layers[0]):.2f}",
+            f"spread, layer {middle + 1}": f"{_spread(layers[middle]):.2f}",
+            "spread, last layer": f"{_spread(layers[-1]):.2f}",
+        }
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("target")
+
+
+def attention_verdict(records: list[dict[str, Any]]) -> str:
+    """How many targets prefer their own adapter, and whether the last layer is the most spread out."""
+    adapters = records[0]["attention"]["adapters"]
+    attention = _mean_attention(records)
+    own = [t for t, a in attention.items() if adapters[a.mean(axis=0).argmax()] == t]
+    spreads = np.array([[_spread(layer) for layer in a] for a in attention.values()]).mean(axis=0)
+    widest = int(spreads.argmax()) + 1
+    return (
+        f"{len(own)} of {len(attention)} targets attend most to their own adapter"
+        f"{' (' + ', '.join(own) + ')' if own else ''}. Averaged over targets, attention is most "
+        f"spread out in layer {widest} of {len(spreads)} ({spreads.max():.2f}) and least in layer "
+        f"{int(spreads.argmin()) + 1} ({spreads.min():.2f})."
+    )

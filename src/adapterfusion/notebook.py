@@ -1,0 +1,159 @@
+"""Run the study's notebooks, and keep them clean.
+
+    python -m adapterfusion.notebook run 05_fusion task=rte     # execute into results/<profile>
+    python -m adapterfusion.notebook export                     # code cells -> build/notebooks
+    python -m adapterfusion.notebook strip                      # clear outputs in notebooks/
+
+Executed copies are canonical: timing, random ids and papermill's metadata go, so that the same run
+gives the same bytes. DVC stages depend on the exported code, so that editing prose retrains nothing.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from adapterfusion.config import load_config
+from adapterfusion.paths import Paths, atomic_write, find_root
+from adapterfusion.progress import PROGRESS
+
+
+def strip(notebook: NotebookNode) -> NotebookNode:
+    """Without outputs, counts and volatile metadata: the form that is committed in notebooks/."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return canonical(notebook)
+
+
+def canonical(notebook: NotebookNode) -> NotebookNode:
+    """The same bytes for the same content: ids by position, no times, no machine's kernel details."""
+    notebook.metadata = NotebookNode(
+        kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
+        language_info={"name": "python"},
+    )
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{i}"
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = NotebookNode({"tags": tags} if tags else {})
+    return notebook
+
+
+def _write(notebook: NotebookNode, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+def export(root: Path) -> None:
+    """Each notebook's code cells as build/notebooks/<name>.py, which DVC stages depend on."""
+    target = root / "build" / "notebooks"
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        with atomic_write(target / f"{path.stem}.py") as temporary:
+            temporary.write_text("\n\n# %%\n".join(cells) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _progress_to_terminal() -> Iterator[None]:
+    """Copy what a kernel writes to the progress file to this process's stderr, as it comes."""
+    handle, name = tempfile.mkstemp(prefix="adapterfusion-", suffix=".progress")
+    os.close(handle)
+    os.environ[PROGRESS] = name
+    done = threading.Event()
+
+    def follow() -> None:
+        with open(name, encoding="utf-8", errors="replace") as file:
+            while True:
+                last = done.is_set()
+                text = file.read()
+                if text:
+                    sys.stderr.write(text)
+                    sys.stderr.flush()
+                if last:
+                    return
+                done.wait(0.5)
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+        del os.environ[PROGRESS]
+        Path(name).unlink(missing_ok=True)
+
+
+def run(name: str, parameters: dict[str, str], root: Path) -> Path:
+    """Execute notebooks/<name>.ipynb with the given identifiers; all numbers come from params.yaml.
+
+    Returns:
+        the executed, canonical copy: results/<profile>/notebooks/<name>[-<value>...].ipynb.
+
+    Raises:
+        papermill.PapermillExecutionError: a cell failed. The copy up to there is build/failed/.
+    """
+    import papermill
+
+    config = load_config(root / "params.yaml")
+    stem = "-".join([name, *parameters.values()])
+    target = Paths(config.profile, root).notebooks / f"{stem}.ipynb"
+    scratch = root / "build" / "failed" / f"{config.profile}-{stem}.ipynb"
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    with _progress_to_terminal():
+        papermill.execute_notebook(
+            root / "notebooks" / f"{name}.ipynb",
+            scratch,
+            parameters,
+            kernel_name="python3",
+            cwd=root,
+            progress_bar=False,
+        )
+    _write(canonical(nbformat.read(scratch, as_version=4)), target)
+    scratch.unlink()
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Execute, export or strip the notebooks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser(
+        "run", help="execute one notebook into results/<profile>/notebooks"
+    )
+    runner.add_argument("name", help="file name without .ipynb")
+    runner.add_argument(
+        "parameters", nargs="*", metavar="key=value", help="identifiers, not numbers"
+    )
+    commands.add_parser("export", help="write the code cells to build/notebooks")
+    commands.add_parser("strip", help="clear outputs in notebooks/, in place")
+    arguments = parser.parse_args()
+    root = find_root()
+    if arguments.command == "export":
+        shutil.rmtree(root / "build" / "notebooks", ignore_errors=True)
+        export(root)
+    elif arguments.command == "strip":
+        for path in sorted((root / "notebooks").glob("*.ipynb")):
+            _write(strip(nbformat.read(path, as_version=4)), path)
+    else:
+        from papermill import PapermillExecutionError
+
+        try:
+            parameters = dict(pair.split("=", 1) for pair in arguments.parameters)
+            run(arguments.name, parameters, root)
+        except PapermillExecutionError as error:
+            sys.exit(f"error: {arguments.name}: {error.ename}: {error.evalue}")
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

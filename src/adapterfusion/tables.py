@@ -1,0 +1,217 @@
+"""Tables as pure functions of run records: scores, the summary, and the paper-shaped table.
+
+Scores are in percent here, as in the paper. A spread is the sample standard deviation over seeds.
+"""
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from adapterfusion.config import Config
+from adapterfusion.paths import Paths, atomic_write
+from adapterfusion.runs import METHODS
+
+PROTOCOLS = {
+    "held_out": "epoch chosen on a part of train that was held out, reported on dev",
+    "paper": "epoch chosen and reported on dev, as in the paper",
+}
+METRICS = {"accuracy": "accuracy", "f1": "F1"}
+
+
+def scores(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per run, protocol and metric: method, task, seed, protocol, metric, score."""
+    rows = [
+        (r["method"], r["task"], r["seed"], protocol, metric, 100 * values[metric])
+        for r in records
+        for protocol, values in r["metrics"].items()
+        for metric in r["data"]["metrics"]
+    ]
+    columns = ["method", "task", "seed", "protocol", "metric", "score"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def aggregate(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean, std and the seeds' scores for each method, task, metric and protocol, in study order."""
+    keys = ["method", "task", "metric", "protocol"]
+    grouped = frame.sort_values("seed").groupby(keys, sort=False)["score"]
+    table = grouped.agg(mean="mean", std="std", n_seeds="count", scores=list).reset_index()
+    return table
+
+
+def data_notes(record: dict[str, Any]) -> list[str]:
+    """What a reader must know before comparing a score with another: split and size."""
+    data = record["data"]
+    notes = []
+    if not all(data["official_split"].values()):
+        notes.append("not the official split")
+    if any(data["capped"].values()):
+        notes.append("rows capped")
+    return notes
+
+
+def summary(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What summary.json holds: every aggregated score with its seeds, and what it was measured on."""
+    first = {r["task"]: r for r in reversed(records)}
+    rows = []
+    for row in aggregate(scores(records)).to_dict("records"):
+        data = first[row["task"]]["data"]
+        row["scores"] = [round(s, 4) for s in row["scores"]]
+        row["mean"] = round(row["mean"], 4)
+        row["std"] = None if pd.isna(row["std"]) else round(row["std"], 4)
+        rows.append(row | {"official_split": all(data["official_split"].values())})
+    return {
+        "profile": config.profile,
+        "backbone": {"name": config.backbone.name}
+        | {"sha256": records[0]["config"]["backbone"]["sha256"]},
+        "data": {
+            task: {
+                "sha256": first[task]["config"]["data"]["sha256"],
+                "source": first[task]["data"]["source"],
+                "rows": first[task]["data"]["rows"],
+                "official_split": first[task]["data"]["official_split"],
+                "capped": first[task]["data"]["capped"],
+            }
+            for task in config.tasks
+            if task in first
+        },
+        "runs": len(records),
+        "failed": [
+            f"{r['method']}/{r['task']}/seed{r['seed']}"
+            for r in records
+            if r["status"] != "finished"
+        ],
+        "degenerate": [
+            f"{r['method']}/{r['task']}/seed{r['seed']}"
+            for r in records
+            if r["metrics"]["paper"]["degenerate"]
+        ],
+        "rows": rows,
+    }
+
+
+def headline(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The few numbers `dvc exp show` prints: each method's mean accuracy over the targets it has."""
+    frame = pd.DataFrame(summary["rows"])
+    frame = frame[frame["metric"] == "accuracy"]
+    targets = set(frame[frame["method"] == "fusion_st"]["task"])
+    frame = frame[frame["task"].isin(targets)]
+    means = frame.groupby(["protocol", "method"], sort=False)["mean"].mean().round(2)
+    return {
+        protocol: {method: float(v) for (_, method), v in part.items()}
+        for protocol, part in means.groupby(level=0)
+    }
+
+
+def main_table(
+    config: Config, records: list[dict[str, Any]], protocol: str, metric: str = "accuracy"
+) -> pd.DataFrame:
+    """The paper's Table 1 in shape: targets in rows, methods in columns, mean ± std over seeds.
+
+    A task marked * was not measured on its official split, or on capped rows. The last row is the
+    mean of the task means.
+    """
+    frame = aggregate(scores(records))
+    frame = frame[(frame["protocol"] == protocol) & (frame["metric"] == metric)]
+    frame = frame[frame["task"].isin(config.targets)]
+    first = {r["task"]: r for r in reversed(records)}
+    means = frame.pivot(index="task", columns="method", values="mean")
+    tasks = [t for t in config.targets if t in means.index]
+    methods = [m for m in METHODS if m in means.columns]
+    cells = frame.set_index(["task", "method"])
+
+    def cell(task: str, method: str) -> str:
+        row = cells.loc[(task, method)]
+        spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.2f}"
+        return f"{row['mean']:.2f}{spread}"
+
+    def title(task: str) -> str:
+        return first[task]["data"]["title"] + ("*" if data_notes(first[task]) else "")
+
+    table = pd.DataFrame(
+        {METHODS[m].title: [cell(t, m) for t in tasks] for m in methods},
+        index=pd.Index([title(t) for t in tasks], name="Task"),
+    )
+    table.insert(0, "Train", [f"{first[t]['data']['rows']['train']:,}" for t in tasks])
+    table.insert(1, "Dev", [f"{first[t]['data']['rows']['dev']:,}" for t in tasks])
+    table.insert(2, "Seeds", [len(config.tasks[t].seeds) for t in tasks])
+    table.loc["Mean"] = ["", "", ""] + [f"{means.loc[tasks, m].mean():.2f}" for m in methods]
+    return table
+
+
+def caption(config: Config, records: list[dict[str, Any]], protocol: str) -> str:
+    """One sentence per thing a reader must know of a table made from these records."""
+    first = {r["task"]: r for r in reversed(records) if r["task"] in config.targets}
+    marked = [
+        f"{r['data']['title']} ({', '.join(data_notes(r))})"
+        for r in (first[t] for t in config.targets)
+        if data_notes(r)
+    ]
+    text = (
+        f"Accuracy in %, mean ± sample standard deviation over seeds; {PROTOCOLS[protocol]}. "
+        f"Backbone {config.backbone.name}."
+    )
+    if marked:
+        text += " * Not comparable with published numbers: " + "; ".join(marked) + "."
+    return text
+
+
+def write_tables(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write summary.json, metrics.json and tables/*.md, *.csv; returns the summary."""
+    paths = Paths(config.profile)
+    result = summary(config, records)
+    texts = {
+        paths.results / "summary.json": json.dumps(result, indent=1) + "\n",
+        paths.results / "metrics.json": json.dumps(headline(result), indent=1) + "\n",
+        paths.tables / "scores.csv": scores(records).round(4).to_csv(index=False),
+    }
+    for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
+        table = main_table(config, records, protocol)
+        texts[paths.tables / f"main_{protocol}.csv"] = table.to_csv()
+        texts[paths.tables / f"main_{protocol}.md"] = (
+            f"{table.to_markdown()}\n\n{caption(config, records, protocol)}\n"
+        )
+    for path, text in texts.items():
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return result
+
+
+def seed_table(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per seed of one method on one task: what each protocol chose and scored."""
+    rows = []
+    for r in records:
+        row: dict[str, Any] = {"seed": r["seed"], "status": r["status"]}
+        row["epochs"] = len(r["epochs"])
+        for protocol, values in r["metrics"].items():
+            name = protocol.replace("_", "-")
+            row[f"epoch ({name})"] = values["epoch"]
+            for metric in r["data"]["metrics"]:
+                row[f"{METRICS[metric]} ({name})"] = f"{100 * values[metric]:.2f}"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("seed")
+
+
+def run_facts(records: list[dict[str, Any]]) -> str:
+    """Data, parameters and the proof of freezing, in one markdown paragraph."""
+    r = records[0]
+    data, parameters = r["data"], r["parameters"]
+    share = 100 * parameters["trainable"] / (parameters["trainable"] + parameters["frozen"])
+    text = (
+        f"**{data['title']}**: {data['rows']['train']:,} training rows, {data['rows']['dev']:,} dev "
+        f"rows. Trained: {parameters['trainable']:,} parameters, {share:.2f} % of the model."
+    )
+    if data_notes(r):
+        text += f" Mind: {', '.join(data_notes(r))}."
+    if parameters["frozen"]:
+        same = all(x["frozen_sha256"]["before"] == x["frozen_sha256"]["after"] for x in records)
+        text += (
+            f" The {parameters['frozen']:,} frozen parameters are "
+            f"{'bit-identical' if same else '**not** identical'} before and after training."
+        )
+    return text
+
+
+def read_markdown(config: Config, name: str) -> str:
+    """A table that the evaluation wrote, as markdown with its caption."""
+    return (Paths(config.profile).tables / f"{name}.md").read_text(encoding="utf-8")
