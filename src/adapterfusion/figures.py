@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from adapterfusion.config import Config
 from adapterfusion.paths import atomic_write
 from adapterfusion.runs import METHODS
-from adapterfusion.tables import aggregate, scores
+from adapterfusion.tables import aggregate, protocols, scores
 
 COLOURS = {"head": "#999999", "full": "#000000", "st_adapter": "#0072B2", "fusion_st": "#D55E00"}
 STYLE = {
@@ -41,9 +41,9 @@ def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
         temporary.write_text(data.round(6).to_csv(index=False), encoding="utf-8")
 
 
-def titles(records: list[dict[str, Any]]) -> dict[str, str]:
-    """task -> its title"""
-    return {r["task"]: r["data"]["title"] for r in records}
+def _tasks(records: list[dict[str, Any]]) -> list[str]:
+    """The records' tasks in study order. Figures name tasks by identifier, which is short."""
+    return list(dict.fromkeys(r["task"] for r in records))
 
 
 def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame]:
@@ -51,8 +51,7 @@ def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame
 
     Each seed is a line of its own; a ring marks the epoch that was kept.
     """
-    names = titles(records)
-    tasks = list(names)
+    tasks = _tasks(records)
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure, axes = plt.subplots(
@@ -75,7 +74,7 @@ def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame
                 (record["method"], task, record["seed"], int(e), d, lo)
                 for e, d, lo in zip(epochs, dev, loss, strict=True)
             ]
-        axis.set_title(names[task])
+        axis.set_title(task)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=5))
         axis.set_xlabel("epoch")
         axis.set_ylabel("dev accuracy, %")
@@ -87,19 +86,17 @@ def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame
     return figure, pd.DataFrame(data, columns=columns_)
 
 
-def relative_to_full(
-    config: Config, records: list[dict[str, Any]], protocol: str
-) -> tuple[Figure, pd.DataFrame]:
+def relative_to_full(config: Config, records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame]:
     """The paper's Figure 3: each method's accuracy minus full fine-tuning's, per target.
 
     Bars are means over seeds, dots single seeds against the mean of full fine-tuning.
     """
+    protocol = protocols(config)[0]
     frame = aggregate(scores(records)).query("metric == 'accuracy' and protocol == @protocol")
     full = frame[frame["method"] == "full"].set_index("task")["mean"]
     methods = [m for m in METHODS if m not in ("full", "head") and m in set(frame["method"])]
-    names = titles(records)
     figure, axis = plt.subplots(
-        figsize=(1.2 + 0.75 * len(config.targets), 3.0), layout="constrained"
+        figsize=(1.6 + 0.75 * len(config.targets), 3.0), layout="constrained"
     )
     width = 0.8 / len(methods)
     data = []
@@ -114,11 +111,9 @@ def relative_to_full(
             axis.plot(np.full(len(seeds), centre), seeds, ".", color="black", ms=3)
             data.append((method, task, protocol, delta))
     axis.axhline(0, color="black", lw=0.8)
-    axis.set_xticks(range(len(config.targets)), [names[t] for t in config.targets], rotation=35)
-    for label in axis.get_xticklabels():
-        label.set_horizontalalignment("right")
+    axis.set_xticks(range(len(config.targets)), config.targets, rotation=35, ha="right")
     axis.set_ylabel("points above full fine-tuning")
-    axis.legend(ncols=len(methods), loc="upper left", bbox_to_anchor=(0, 1.14))
+    axis.legend(ncols=len(methods), loc="upper left", bbox_to_anchor=(0, 1.18))
     return figure, pd.DataFrame(data, columns=["method", "task", "protocol", "difference"])
 
 
@@ -130,8 +125,7 @@ def attention_maps(
     Rows are targets, columns adapters; a cell is the mean attention over dev tokens (padding left
     out) and seeds. 0 is black and 1 white, as in the paper. layers: counted from 1; None: all.
     """
-    names = titles(records)
-    targets = list(names)
+    targets = _tasks(records)
     adapters = records[0]["attention"]["adapters"]
     mean = {
         t: np.mean([r["attention"]["layers"] for r in records if r["task"] == t], axis=0)
@@ -161,8 +155,8 @@ def attention_maps(
                     box = plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec="#D55E00", lw=1.2)
                     axis.add_patch(box)
         axis.set_title(f"layer {layer}")
-        axis.set_xticks(range(len(adapters)), [names.get(a, a) for a in adapters], rotation=90)
-        axis.set_yticks(range(len(targets)), [names[t] for t in targets])
+        axis.set_xticks(range(len(adapters)), adapters, rotation=90)
+        axis.set_yticks(range(len(targets)), targets)
         axis.tick_params(labelbottom=layer > layers[-1] - columns, length=0)
     for axis in axes.flat[len(layers) :]:
         axis.set_visible(False)

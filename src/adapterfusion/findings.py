@@ -8,6 +8,7 @@ import pandas as pd
 from adapterfusion.config import Config
 from adapterfusion.runs import METHODS, correctness
 from adapterfusion.stats import Interval, bootstrap
+from adapterfusion.tables import protocols
 
 
 def difference(config: Config, a: str, b: str, task: str, protocol: str) -> np.ndarray:
@@ -17,9 +18,13 @@ def difference(config: Config, a: str, b: str, task: str, protocol: str) -> np.n
 
 
 def paired_table(
-    config: Config, a: str, b: str, protocol: str
+    config: Config, a: str, b: str, protocol: str | None = None
 ) -> tuple[pd.DataFrame, dict[str, Interval]]:
-    """Method a against method b on every target: difference in points, interval, verdict."""
+    """Method a against method b on every target: difference in points, interval, verdict.
+
+    protocol: the first that the configuration has, unless named.
+    """
+    protocol = protocol or protocols(config)[0]
     differences = {t: difference(config, a, b, t, protocol) for t in config.targets}
     intervals = {t: bootstrap([d]) for t, d in differences.items()}
     intervals["mean"] = bootstrap(list(differences.values()))
@@ -39,11 +44,11 @@ def paired_table(
     return table.set_index("task"), intervals
 
 
-def verdict(config: Config, protocol: str = "held_out") -> str:
+def verdict(config: Config) -> str:
     """The study's answer in a few markdown lines: fusion against ST-A and against full fine-tuning."""
     lines = []
     for other in ("st_adapter", "full"):
-        _, intervals = paired_table(config, "fusion_st", other, protocol)
+        _, intervals = paired_table(config, "fusion_st", other)
         mean = intervals.pop("mean")
         counts = {v: 0 for v in ("higher", "lower", "not distinguishable")}
         for interval in intervals.values():

@@ -56,8 +56,27 @@ def source_seed(config: Config, source: str, seed: int) -> int:
     return seed if seed in seeds else seeds[0]
 
 
-def plan(config: Config, method: str, task: str, seed: int) -> RunSpec:
-    """The full specification of one run.
+def source_adapters(config: Config, seed: int) -> dict[str, Artifact]:
+    """The trained adapters that a fusion with `seed` mixes, in the order of `sources`.
+
+    Raises:
+        RunError: one of them was not trained.
+    """
+    paths = Paths(config.profile)
+    sources = {}
+    for source in config.sources:
+        trained = source_seed(config, source, seed)
+        weights = paths.run_weights("st_adapter", source, trained) / "model.safetensors"
+        if not weights.is_file():
+            raise RunError(f"{paths.relative(weights)}: missing. Run `dvc repro adapters` first.")
+        sources[source] = Artifact(str(weights), file_sha256(weights))
+    return sources
+
+
+def plan(
+    config: Config, method: str, task: str, seed: int, sources: dict[str, Artifact] | None = None
+) -> RunSpec:
+    """The full specification of one run. sources: adapters to fuse, if not the study's own.
 
     Raises:
         RunError: the task was not prepared, or a source adapter was not trained.
@@ -68,17 +87,9 @@ def plan(config: Config, method: str, task: str, seed: int) -> RunSpec:
     if not (data / "info.json").is_file():
         raise RunError(f"{paths.relative(data)}: not prepared. Run `dvc repro data` first.")
     trains = METHODS[method].trains
+    if trains == "fusion" and sources is None:
+        sources = source_adapters(config, seed)
     training = config.training
-    sources = {}
-    if trains == "fusion":
-        for source in config.sources:
-            trained = source_seed(config, source, seed)
-            weights = paths.run_weights("st_adapter", source, trained) / "model.safetensors"
-            if not weights.is_file():
-                raise RunError(
-                    f"{paths.relative(weights)}: missing. Run `dvc repro st_adapter` first."
-                )
-            sources[source] = Artifact(str(weights), file_sha256(weights))
     return RunSpec(
         method=method,
         task=task,
@@ -94,7 +105,7 @@ def plan(config: Config, method: str, task: str, seed: int) -> RunSpec:
         data=Artifact(str(data), file_sha256(data / "info.json")),
         adapter=config.adapter if trains == "adapter" else None,
         fusion=config.fusion if trains == "fusion" else None,
-        sources=sources,
+        sources=sources or {},
     )
 
 

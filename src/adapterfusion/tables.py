@@ -16,6 +16,13 @@ PROTOCOLS = {
     "held_out": "epoch chosen on a part of train that was held out, reported on dev",
     "paper": "epoch chosen and reported on dev, as in the paper",
 }
+
+
+def protocols(config: Config) -> list[str]:
+    """The protocols that this configuration's runs can report, the one to read first in front."""
+    return ["held_out", "paper"] if config.data.validation else ["paper"]
+
+
 METRICS = {"accuracy": "accuracy", "f1": "F1"}
 
 
@@ -165,7 +172,7 @@ def write_tables(config: Config, records: list[dict[str, Any]]) -> dict[str, Any
         paths.results / "metrics.json": json.dumps(headline(result), indent=1) + "\n",
         paths.tables / "scores.csv": scores(records).round(4).to_csv(index=False),
     }
-    for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
+    for protocol in protocols(config):
         table = main_table(config, records, protocol)
         texts[paths.tables / f"main_{protocol}.csv"] = table.to_csv()
         texts[paths.tables / f"main_{protocol}.md"] = (
@@ -212,6 +219,7 @@ def run_facts(records: list[dict[str, Any]]) -> str:
     return text
 
 
-def read_markdown(config: Config, name: str) -> str:
-    """A table that the evaluation wrote, as markdown with its caption."""
-    return (Paths(config.profile).tables / f"{name}.md").read_text(encoding="utf-8")
+def read_main_table(config: Config, protocol: str | None = None) -> str:
+    """The main table that the evaluation wrote, as markdown with its caption."""
+    name = f"main_{protocol or protocols(config)[0]}.md"
+    return (Paths(config.profile).tables / name).read_text(encoding="utf-8")

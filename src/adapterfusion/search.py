@@ -1,0 +1,87 @@
+"""A small learning-rate search, the same effort for every method, recorded trial by trial.
+
+    python -m adapterfusion.search sst sick      # tasks that decide; not the small targets
+
+Scores are those of the validation split, which is cut from train: dev is never looked at. The best
+rate by mean over the tasks is printed; it is copied into params.yaml by hand, so that a run never
+depends on a search. Finished trials are found again in the run store.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from adapterfusion.backbone import file_sha256
+from adapterfusion.config import Config, load_config
+from adapterfusion.paths import Paths, atomic_write
+from adapterfusion.runs import METHODS, plan
+from adapterfusion.spec import Artifact, RunSpec
+from adapterfusion.train import train
+
+GRIDS = {
+    "head": (3e-4, 1e-3, 3e-3),
+    "full": (3e-5, 1e-4, 3e-4),
+    "st_adapter": (3e-4, 1e-3, 3e-3),
+    "fusion_st": (2e-4, 5e-4, 1e-3),
+}
+SEED = 0  # a seed the study does not use
+
+
+def _trial(config: Config, spec: RunSpec) -> tuple[float, Path]:
+    """Train one trial; the best validation accuracy, and the folder that holds its weights."""
+    folder = Paths(config.profile).scratch / spec.key()
+    folder.mkdir(parents=True, exist_ok=True)
+    spec.write(folder / "spec.json")
+    record = train(spec, folder)
+    kept = record["epochs"][record["metrics"]["held_out"]["epoch"] - 1]
+    return 100 * kept["validation"]["accuracy"], folder
+
+
+def search(config: Config, tasks: list[str]) -> pd.DataFrame:
+    """One row per trial: method, task, learning_rate, validation_accuracy.
+
+    Fusion is searched over the best adapters found for the same tasks.
+    """
+    rows = []
+    best: dict[str, tuple[float, Path]] = {}
+    for method in METHODS:
+        for task in tasks:
+            for rate in GRIDS[method]:
+                recipe = dataclasses.replace(getattr(config.recipes, method), learning_rate=rate)
+                sources = {}
+                if METHODS[method].trains == "fusion":
+                    for source, (_, folder) in best.items():
+                        weights = folder / "model.safetensors"
+                        sources[source] = Artifact(str(weights), file_sha256(weights))
+                spec = plan(config, method, task, SEED, sources)
+                accuracy, folder = _trial(config, dataclasses.replace(spec, recipe=recipe))
+                rows.append((method, task, rate, round(accuracy, 2)))
+                if method == "st_adapter" and accuracy > best.get(task, (-1.0, folder))[0]:
+                    best[task] = (accuracy, folder)
+    columns = ["method", "task", "learning_rate", "validation_accuracy"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Search each method's learning rate.")
+    parser.add_argument("tasks", nargs="+", help="tasks to decide on")
+    try:
+        config = load_config()
+        table = search(config, parser.parse_args().tasks)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    target = Paths(config.profile).results / "search.csv"
+    with atomic_write(target) as temporary:
+        temporary.write_text(table.to_csv(index=False))
+    means = table.groupby(["method", "learning_rate"], sort=False)["validation_accuracy"].mean()
+    print(means.round(2).to_string())
+    chosen = {method: means[method].idxmax() for method in METHODS}
+    print("best by mean over the tasks:", json.dumps(chosen))
+
+
+if __name__ == "__main__":
+    main()
