@@ -1,5 +1,8 @@
 # make reproduce   set up, then run the study of params.yaml and name its report
 # make test        set up, then run all tests
+# make oracle      compare with the `adapters` library itself, both ways (builds its environment once)
+# make lint        formatting and lint, notebooks too
+# make profile NAME=minilm    put a profile in place as params.yaml
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -10,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 .PHONY: help reproduce test lint clean-notebooks profile oracle
 
 help:
-	@sed -n '1,/^PYTHON/p' Makefile | sed -n 's/^# //p'
+	@sed -n 's/^# make/make/p' Makefile
 
 # The stamp is newer than the lock as long as the environment matches it; a second call starts at once.
 $(BIN)/.ready: requirements.lock pyproject.toml
@@ -31,7 +34,9 @@ lint: $(BIN)/.ready
 	ruff format --check .
 	ruff check .
 
-# Put a profile in place: make profile NAME=minilm
+oracle: $(BIN)/.ready
+	python tests/golden/compare_live.py
+
 profile:
 	@test -f profiles/$(NAME).yaml || { echo "profiles/ has: $$(ls profiles | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
 	cp profiles/$(NAME).yaml params.yaml

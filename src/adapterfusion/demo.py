@@ -29,7 +29,7 @@ def _parts(config: Config, sentence: str):
 def attention_table(config: Config, sentence: str) -> pd.DataFrame:
     """Tokens in rows, adapters in columns: the first layer's attention of an untrained fusion."""
     backbone, tokenizer, inputs, adapters, size = _parts(config, sentence)
-    fusion = TaskFusion(*size, config.fusion).eval()
+    fusion = TaskFusion(*size, config.fusion)
     inject_fusion(backbone, fusion, adapters)
     with record_attention(fusion) as per_layer:
         backbone(**inputs)
@@ -45,10 +45,11 @@ def uniform_start(config: Config, sentence: str) -> str:
     inject_adapter(backbone, adapters[0])
     alone = backbone(**inputs).last_hidden_state
     eject(backbone)
-    inject_fusion(backbone, TaskFusion(*size, config.fusion).eval(), [adapters[0]] * N)
+    inject_fusion(backbone, TaskFusion(*size, config.fusion), [adapters[0]] * N)
     fused = backbone(**inputs).last_hidden_state
     largest = float((alone - fused).abs().max())
     return (
-        f"Fusing {N} copies of one adapter instead of using it alone moves the last hidden state by "
-        f"at most {largest:.0e}: at its start, fusion neither adds nor loses anything."
+        f"Fusing {N} copies of one adapter instead of using it alone moves no value of the last "
+        f"hidden state by more than {largest:.0e} (values there have a size of about "
+        f"{float(alone.abs().mean()):.1f})."
     )

@@ -30,6 +30,7 @@ class AdaptedOutput(nn.Module):
         self.delta = delta
         self.norm_first = norm_first
         self._block = (block,)  # in a tuple: kept for `eject`, but not registered as a child
+        self.train(block.training)  # a new module starts in training mode, whatever it replaces
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         """[batch, tokens, width], [batch, tokens, d] -> [batch, tokens, d]"""
