@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from adapterfusion.config import Config
+from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.runs import METHODS, correctness
 from adapterfusion.stats import Interval, bootstrap
-from adapterfusion.tables import protocols
+from adapterfusion.tables import protocols, write_tables
 
 
 def difference(config: Config, a: str, b: str, task: str, protocol: str) -> np.ndarray:
@@ -63,6 +64,18 @@ def verdict(config: Config) -> str:
         "They say nothing about other tasks or backbones."
     )
     return "\n".join(lines)
+
+
+def write(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write all tables and the verdict of the evaluation; returns the summary."""
+    summary = write_tables(config, records)
+    folder = Paths(config.profile).tables
+    paired, _ = paired_table(config, "fusion_st", "st_adapter")
+    texts = {"verdict.md": verdict(config) + "\n", "fusion_against_st_adapter.csv": paired.to_csv()}
+    for name, text in texts.items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return summary
 
 
 def failures(summary: dict[str, Any]) -> str:

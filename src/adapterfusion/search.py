@@ -1,8 +1,8 @@
 """A small learning-rate search, the same effort for every method, recorded trial by trial.
 
-    python -m adapterfusion.search sst sick      # tasks that decide; not the small targets
+    make profile NAME=minilm-search && dvc repro data && python -m adapterfusion.search
 
-Scores are those of the validation split, which is cut from train: dev is never looked at. The best
+The targets of params.yaml decide; they should not be the small tasks a study is about. Scores are those of the validation split, which is cut from train: dev is never looked at. The best
 rate by mean over the tasks is printed; it is copied into params.yaml by hand, so that a run never
 depends on a search. Finished trials are found again in the run store.
 """
@@ -18,7 +18,7 @@ import pandas as pd
 from adapterfusion.backbone import file_sha256
 from adapterfusion.config import Config, load_config
 from adapterfusion.paths import Paths, atomic_write
-from adapterfusion.runs import METHODS, plan
+from adapterfusion.runs import METHODS, RunError, plan
 from adapterfusion.spec import Artifact, RunSpec
 from adapterfusion.train import train
 
@@ -41,15 +41,20 @@ def _trial(config: Config, spec: RunSpec) -> tuple[float, Path]:
     return 100 * kept["validation"]["accuracy"], folder
 
 
-def search(config: Config, tasks: list[str]) -> pd.DataFrame:
+def search(config: Config) -> pd.DataFrame:
     """One row per trial: method, task, learning_rate, validation_accuracy.
 
     Fusion is searched over the best adapters found for the same tasks.
+
+    Raises:
+        RunError: no part of train is held out to decide on.
     """
+    if not config.data.validation:
+        raise RunError("data.validation: 0 leaves nothing to search on. Hold out a share of train.")
     rows = []
     best: dict[str, tuple[float, Path]] = {}
     for method in METHODS:
-        for task in tasks:
+        for task in config.targets:
             for rate in GRIDS[method]:
                 recipe = dataclasses.replace(getattr(config.recipes, method), learning_rate=rate)
                 sources = {}
@@ -67,11 +72,10 @@ def search(config: Config, tasks: list[str]) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Search each method's learning rate.")
-    parser.add_argument("tasks", nargs="+", help="tasks to decide on")
+    argparse.ArgumentParser(description="Search each method's learning rate.").parse_args()
     try:
         config = load_config()
-        table = search(config, parser.parse_args().tasks)
+        table = search(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     target = Paths(config.profile).results / "search.csv"
