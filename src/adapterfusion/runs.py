@@ -5,6 +5,7 @@ that nothing finished is ever trained twice) and then placed under `results/<pro
 in git, its weights and predictions in DVC's cache.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -73,6 +74,13 @@ def source_adapters(config: Config, seed: int) -> dict[str, Artifact]:
     return sources
 
 
+def _data_sha256(folder: Path) -> str:
+    """One checksum over a prepared task's splits: what a run reads, and nothing that describes it."""
+    splits = json.loads((folder / "info.json").read_text(encoding="utf-8"))["splits"]
+    text = json.dumps({name: split["sha256"] for name, split in splits.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def plan(
     config: Config, method: str, task: str, seed: int, sources: dict[str, Artifact] | None = None
 ) -> RunSpec:
@@ -102,7 +110,7 @@ def plan(
         weight_decay=training.weight_decay,
         clip_norm=training.clip_norm,
         backbone=Artifact(str(folder), digest),
-        data=Artifact(str(data), file_sha256(data / "info.json")),
+        data=Artifact(str(data), _data_sha256(data)),
         adapter=config.adapter if trains == "adapter" else None,
         fusion=config.fusion if trains == "fusion" else None,
         sources=sources or {},
