@@ -35,12 +35,40 @@ class DataConfig:
 
     validation: share of each training set held out to choose the epoch (held-out protocol);
         0 chooses on dev, as the paper does.
+    cache: folder where what comes from the hub is kept, verified, for use without a network.
     """
 
     source: Literal["bundled", "mirror", "hub"]
     mirror: str | None = None
+    cache: str = "data/hub"
     validation: float = 0.1
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A task of one's own; `own.py` has an example.
+
+    train, dev: files (CSV, TSV, JSONL, parquet); without dev, `dev_share` of train is cut for it.
+    hub, revision: a data-set repository that holds these files, and its commit.
+    text: one or two columns. choices: the columns of a multiple-choice task's choices.
+    label, labels: the label's column, and what it says in the order of the label ids.
+    id: a column that names the rows, if there is one.
+    """
+
+    train: str
+    text: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    dev: str | None = None
+    dev_share: float = 0.2
+    hub: str | None = None
+    revision: str | None = None
+    id: str | None = None
+    metrics: tuple[str, ...] = ("accuracy",)
+    title: str | None = None
+    licence: str = "not stated"
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,7 @@ class TaskConfig:
     train: int | None = None
     dev: int | None = None
     max_length: int | None = None
+    own: OwnTask | None = None
 
 
 @dataclass(frozen=True)

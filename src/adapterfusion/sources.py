@@ -1,67 +1,90 @@
-"""Find a task's files, check them, and read them as examples.
+"""Find the files behind a task, whatever its source, and read them.
 
-Whatever the source, the end is the same: `Located` says which files, with which checksums, hold
-which split, and `read_split` turns one of them into examples or names the first row that is wrong.
+`locate` says which files, with which checksums, hold which split; nothing of it reads rows, unless
+something must be fetched first. `read` turns them into examples. In a mirror, as in the cache of
+what came from the hub, they lie at `<org>/<name>/<config>/<split>.parquet`.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from adapterfusion.backbone import file_sha256
+from adapterfusion.catalogue import PAPER, unknown_task
 from adapterfusion.config import Config
+from adapterfusion.download import RECORD, freeze
+from adapterfusion.own import own_files, own_spec
 from adapterfusion.paths import find_root
-from adapterfusion.tasks import Example, HubSource, Split, TaskError, TaskSpec
+from adapterfusion.rows import content_sha256, count_parquet, read_examples
+from adapterfusion.tasks import Example, Split, TaskError, TaskSpec
 
 MANIFEST = "MANIFEST.json"
+MANUAL = Path("data") / "manual"  # what only a person may fetch, in the layout of a mirror
 
 
 @dataclass(frozen=True)
 class SplitFile:
-    """One split in one file. official: these rows are the official split, all of it."""
+    """One split in one file (`path` is None where rows are generated).
 
-    path: Path
+    official: these rows are the official split, all of it. note: what a manifest says about it.
+    """
+
+    path: Path | None
     name: str
     sha256: str
-    rows: int
+    rows: int | None
     official: bool
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Located:
-    """Where a task's rows lie. source: `mirror`, `hub`, `bundled`, `own` or `manual`."""
+    """Where a task's rows lie. source: `bundled`, `mirror`, `hub`, `manual` or `own`.
+
+    commit: what a named revision of the hub meant when it was fetched.
+    """
 
     source: str
     revision: str
     files: dict[Split, SplitFile]
+    commit: str | None = None
 
 
-def content_sha256(examples: Iterable[Example]) -> str:
-    """sha256 over what the examples say, whatever file and format they come from."""
-    digest = hashlib.sha256()
-    for e in examples:
-        row = [e["id"], e["first"], e["second"], e["label"]]
-        digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
+def _bundled() -> ModuleType:
+    """The suite's module; other sources do without it."""
+    from adapterfusion import bundled
+
+    return bundled
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A parquet file, or an error that says what is wrong with it."""
-    try:
-        return pq.read_table(path, columns=columns)
-    except FileNotFoundError:
-        raise TaskError(f"{path}: not found. Put the file there, or choose another data.source.")
-    except (pa.ArrowException, OSError) as error:
-        raise TaskError(
-            f"{path}: not a whole parquet file ({str(error).splitlines()[0]}). Fetch it again."
-        )
+def known_tasks(config: Config) -> dict[str, TaskSpec]:
+    """All tasks there are for this configuration, by name: the source's, and one's own."""
+    known = _bundled().bundled_tasks() if config.data.source == "bundled" else dict(PAPER)
+    for name, task in config.tasks.items():
+        if task.own and name in known:
+            raise TaskError(
+                f"tasks.{name}: there is a task of this name already. Name your own differently."
+            )
+        if task.own:
+            known[name] = own_spec(name, task.own)
+    return known
+
+
+def task_spec(name: str, config: Config) -> TaskSpec:
+    """The task of that name.
+
+    Raises:
+        TaskError: params.yaml does not name it, or the source has none of that name.
+    """
+    if name not in config.tasks:
+        raise TaskError(f"tasks.{name}: not in params.yaml. Add it under tasks.")
+    known = known_tasks(config)
+    if name not in known:
+        raise unknown_task(name, known)
+    return known[name]
 
 
 def mirror_folder(config: Config) -> Path:
@@ -83,147 +106,78 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
         raise TaskError(f"{path}: not a readable manifest ({error!r}). Restore it, or remove it.")
 
 
-def _check_schema(path: Path, spec: TaskSpec, hub: HubSource, schema: pa.Schema) -> None:
-    """Columns are there, and where the file names its labels, they are ours in our order."""
-    for column in hub.columns:
-        if column not in schema.names:
-            raise TaskError(
-                f"{path}: no column {column!r} (it has {', '.join(schema.names)}). "
-                f"Task {spec.name} needs {', '.join(hub.columns)}."
-            )
-    label = schema.field(hub.label).type
-    wanted = pa.types.is_integer if isinstance(hub.values[0], int) else _is_string
-    if not wanted(label):
-        raise TaskError(
-            f"{path}: column {hub.label!r} is {label}, task {spec.name} needs "
-            f"{'integers' if wanted is pa.types.is_integer else 'strings'} such as {hub.values[0]!r}."
-        )
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = described.get("info", {}).get("features", {}).get(hub.label, {})
-    names = tuple(feature.get("names", ())) if isinstance(feature, dict) else ()
-    if names and spec.labels and names != spec.labels:
-        raise TaskError(
-            f"{path}: its label ids mean {', '.join(names)}; task {spec.name} expects "
-            f"{', '.join(spec.labels)}, in this order. This is another version of the data."
-        )
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def locate_mirror(spec: TaskSpec, folder: Path, source: str = "mirror") -> Located:
-    """The files of a task in a mirror `<org>/<name>/<config>/<split>.parquet`, checked.
-
-    Raises:
-        TaskError: a file is missing, damaged, or not the one the manifest describes.
-    """
-    hub = spec.hub
-    manifest = _manifest(folder)
+def _mirrored(spec: TaskSpec, folder: Path, source: str) -> Located:
+    """The files of a task in a mirror, held against its manifest if it has one."""
+    hub, manifest = spec.hub, _manifest(folder)
     files: dict[Split, SplitFile] = {}
     for split, hub_split in hub.splits:
         name = f"{hub.id}/{hub.config}/{hub_split}.parquet"
         path = folder / name
         if not path.is_file():
-            raise TaskError(
-                f"{path}: not found, so task {spec.name} is absent from the mirror. "
-                + (spec.manual or "Add the file, or drop the task from params.yaml.")
-            )
-        try:
-            rows = pq.read_metadata(path).num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise TaskError(
-                f"{path}: not a whole parquet file ({str(error).splitlines()[0]}). Fetch it again."
-            )
-        digest, entry = file_sha256(path), manifest.get(name, {})
-        if entry.get("sha256", digest) != digest:
-            raise TaskError(
-                f"{path}: its sha256 is {digest}, {MANIFEST} says {entry['sha256']}. Copy it again."
-            )
-        if entry.get("rows", rows) != rows:
-            raise TaskError(f"{path}: {rows} rows, {MANIFEST} says {entry['rows']}. Copy it again.")
-        official = rows == hub.rows[split] and entry.get("official_split", True)
-        files[split] = SplitFile(path, name, digest, rows, official)
+            remedy = spec.manual or "Add the file, or drop the task from params.yaml."
+            raise TaskError(f"{path}: not found, so task {spec.name} is absent. {remedy}")
+        rows, digest, entry = count_parquet(path), file_sha256(path), manifest.get(name, {})
+        for key, found in (("sha256", digest), ("rows", rows)):
+            if entry.get(key, found) != found:
+                raise TaskError(
+                    f"{path}: {key} is {found}, {MANIFEST} says {entry[key]}. Copy the file again."
+                )
+        official = rows == hub.rows[split] and bool(entry.get("official_split", True))
+        note = str(entry.get("note", ""))
+        files[split] = SplitFile(path, name, digest, rows, official, note)
     return Located(source, hub.revision, files)
 
 
-def _example(spec: TaskSpec, hub: HubSource, row: dict[str, Any], row_id: str) -> Example:
-    """One row as an example. Raises ValueError saying what is wrong with it."""
-    value = row[hub.label]
-    if value not in hub.values:
-        raise ValueError(f"label {value!r} is none of {', '.join(map(repr, hub.values))}")
-    for column in hub.columns:
-        if row[column] is None:
-            raise ValueError(f"column {column!r} is empty (null)")
-    try:
-        first, second = hub.encode(row)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"it does not fit the task's template ({error!r})")
-    if "\0" in "".join(first + second):
-        raise ValueError("its text holds NUL bytes")
-    if not any(first):
-        raise ValueError("its text is empty")
-    return Example(id=row_id, first=first, second=second, label=hub.values.index(value))
+def _from_hub(spec: TaskSpec, config: Config) -> Located:
+    cache = find_root() / Path(config.data.cache).expanduser()
+    freeze(spec, spec.hub, cache)
+    record = json.loads((cache / spec.hub.id / spec.hub.config / RECORD).read_text())
+    return replace(_mirrored(spec, cache, "hub"), commit=record["commit"])
 
 
-def _read_split(spec: TaskSpec, file: SplitFile) -> list[Example]:
-    """All rows of one file as examples, in the file's order.
-
-    Raises:
-        TaskError: naming the file and the first row (counted from 0) that is wrong.
-    """
-    hub = spec.hub
-    _check_schema(file.path, spec, hub, pq.read_schema(file.path))
-    table = _read_table(file.path, list(hub.columns))
-    stem = Path(file.name).stem
-    examples: list[Example] = []
-    for batch in table.to_batches(max_chunksize=4096):
-        for row in batch.to_pylist():
-            i = len(examples)
-            try:
-                examples.append(_example(spec, hub, row, f"{stem}/{i}"))
-            except ValueError as error:
-                raise TaskError(f"{file.path}, row {i}: {error}.")
-    if not examples:
-        raise TaskError(f"{file.path}: no rows. Task {spec.name} needs some in every split.")
-    return examples
-
-
-def _locate_bundled(spec: TaskSpec) -> Located:
-    from adapterfusion.bundled import FOLDER, VERSION, generate
-
+def _generated(spec: TaskSpec) -> Located:
     files = {
-        split: SplitFile(
-            path=find_root() / FOLDER,
-            name=f"{FOLDER.as_posix()} {spec.name} {split}",
-            sha256=content_sha256(examples),
-            rows=len(examples),
-            official=True,
-        )
-        for split, examples in generate(spec.name).items()
+        split: SplitFile(None, f"{spec.name}/{split}", content_sha256(rows), len(rows), True)
+        for split, rows in _bundled().generate(spec.name).items()
     }
-    return Located("bundled", str(VERSION), files)
+    return Located("bundled", f"version {spec.version}", files)
+
+
+def _own(spec: TaskSpec, config: Config) -> Located:
+    files: dict[Split, SplitFile] = {}
+    for split, (path, name) in own_files(config.tasks[spec.name].own, find_root()).items():
+        if not path.is_file():
+            raise TaskError(f"{path}: not found. Correct tasks.{spec.name}.own.{split}.")
+        files[split] = SplitFile(path, name, file_sha256(path), None, True)
+    return Located("own", spec.hub.revision, files)
 
 
 def locate(spec: TaskSpec, config: Config) -> Located:
-    """The files behind a task, checked as files.
+    """The files behind a task, checked as files; from the hub they are fetched first.
 
     Raises:
         TaskError: they are absent, damaged, or not what a checksum or a row count says.
     """
+    if spec.name in config.tasks and config.tasks[spec.name].own:
+        return _own(spec, config)
     if config.data.source == "bundled":
-        return _locate_bundled(spec)
-    return locate_mirror(spec, mirror_folder(config))
+        return _generated(spec)
+    if spec.manual:
+        return _mirrored(spec, find_root() / MANUAL, "manual")
+    if config.data.source == "hub":
+        return _from_hub(spec, config)
+    return _mirrored(spec, mirror_folder(config), "mirror")
 
 
 def read(spec: TaskSpec, located: Located) -> dict[Split, list[Example]]:
-    """All rows of a task, checked one by one.
+    """All rows of a task, checked one by one. An own task may have no `dev` yet.
 
     Raises:
-        TaskError: naming the file and the first row (counted from 0) that is wrong.
+        TaskError: naming the file and the first row that is wrong.
     """
     if located.source == "bundled":
-        from adapterfusion.bundled import generate
-
-        return generate(spec.name)
-    return {split: _read_split(spec, file) for split, file in located.files.items()}
+        return _bundled().generate(spec.name)
+    return {
+        split: read_examples(file.path, Path(file.name).stem, spec, spec.hub)
+        for split, file in located.files.items()
+    }
