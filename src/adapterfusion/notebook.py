@@ -103,6 +103,7 @@ def run(name: str, parameters: dict[str, str], root: Path) -> Path:
         papermill.PapermillExecutionError: a cell failed. The copy up to there is build/failed/.
     """
     import papermill
+    from traitlets.config import Config
 
     config = load_config(root / "params.yaml")
     stem = "-".join([name, *parameters.values()])
@@ -117,6 +118,7 @@ def run(name: str, parameters: dict[str, str], root: Path) -> Path:
             kernel_name="python3",
             cwd=root,
             progress_bar=False,
+            config=Config({"AsyncKernelManager": {"transport": "ipc"}}),  # sockets no one else sees
         )
     _write(canonical(nbformat.read(scratch, as_version=4)), target)
     scratch.unlink()
