@@ -24,8 +24,7 @@ $(BIN)/.ready: requirements.lock pyproject.toml
 	touch $@
 
 reproduce: $(BIN)/.ready
-	dvc repro
-	@python -m adapterfusion.report --print
+	@started=$$(date +%s); dvc repro && python -m adapterfusion.report --print --since $$started
 
 test: $(BIN)/.ready
 	python -m pytest -n auto --dist loadfile

@@ -73,12 +73,18 @@ class OwnTask:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """One task of the study. `train` and `dev` cap the rows (null: all of them)."""
+    """One task of the study.
+
+    train, dev: most rows of each (null: all of them).
+    epochs: trains every method for exactly so many epochs, where the recipes' are too few: an epoch
+        of a tiny task is a handful of steps, and its held-out rows too few to stop early on.
+    """
 
     seeds: tuple[int, ...]
     train: int | None = None
     dev: int | None = None
     max_length: int | None = None
+    epochs: int | None = None
     own: OwnTask | None = None
 
 
@@ -221,7 +227,7 @@ def _check(config: Config, where: str) -> None:
             _fail(
                 where, f"tasks.{name}.seeds", "empty, or a seed is named twice", "List each once."
             )
-        for key in ("train", "dev", "max_length"):
+        for key in ("train", "dev", "max_length", "epochs"):
             if getattr(task, key) is not None and getattr(task, key) < 1:
                 _fail(where, f"tasks.{name}.{key}", "must be at least 1", "Use null for no cap.")
     if not 0 <= config.data.validation < 1:

@@ -8,6 +8,7 @@ import argparse
 import base64
 import json
 import sys
+import time
 from pathlib import Path
 
 import jinja2
@@ -57,11 +58,15 @@ backbone may change? Fusion learns, for each layer and token, which adapters to 
 <h2>{{ title }}</h2>
 <img alt="{{ title }}" src="data:image/png;base64,{{ image }}">
 {% endfor %}
+<h2>What it cost</h2>
+<div class="scroll">{{ costs }}</div>
+<p class="note">Means per run, on {{ devices }}. Peak memory is that of the process, which may have
+trained other seeds before.</p>
 <h2>Where the numbers come from</h2>
 <p>{{ failures }} Each run's record is
 <code>results/{{ profile }}/runs/&lt;method&gt;/&lt;task&gt;/seed&lt;n&gt;/run.json</code>. Backbone
-<code>{{ backbone.name }}</code>, sha256 <code>{{ backbone.sha256 }}</code>. Trained for
-{{ hours }} hours in all, on {{ devices }}. To repeat it:
+<code>{{ backbone.name }}</code>, sha256 <code>{{ backbone.sha256 }}</code>. Training and
+evaluation took {{ hours }} hours in all. To repeat it:
 <code>make profile NAME={{ profile }} &amp;&amp; dvc repro</code>.</p>
 </body>
 </html>
@@ -111,6 +116,7 @@ def build(config: Config) -> str:
             (title, base64.b64encode((paths.figures / f"{name}.png").read_bytes()).decode())
             for name, title in FIGURES.items()
         ],
+        costs=_html(tables.cost_table(records)),
         failures=findings.failures(summary),
         backbone=summary["backbone"],
         hours=f"{hours:.2f}",
@@ -120,9 +126,31 @@ def build(config: Config) -> str:
     )
 
 
+def time_spent(config: Config, started: float) -> str:
+    """How much of the time since `started` (seconds since the epoch) went into training and evaluation.
+
+    Only runs whose record was written since then count; the rest of the time is DVC, kernels, imports
+    and data.
+    """
+    paths = Paths(config.profile)
+    wall = time.time() - started
+    fresh = [
+        r["seconds"]["train"] + r["seconds"]["evaluation"]
+        for r in load_runs(config)
+        if (paths.run(r["method"], r["task"], r["seed"]) / "run.json").stat().st_mtime > started
+    ]
+    if not fresh:
+        return "Nothing had to run."
+    return (
+        f"{len(fresh)} runs in {wall / 60:.1f} minutes; {100 * (1 - sum(fresh) / wall):.0f} % of the "
+        "time was not training or evaluation."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the profile's report, or print its table.")
     parser.add_argument("--print", action="store_true", help="print the table and name the report")
+    parser.add_argument("--since", type=float, help="with --print: when the pipeline was started")
     arguments = parser.parse_args()
     try:
         config = load_config()
@@ -131,6 +159,8 @@ def main() -> None:
         if arguments.print:
             print(tables.read_main_table(config))
             print(findings.verdict(config))
+            if arguments.since:
+                print(f"\n{time_spent(config, arguments.since)}")
             print(f"\nReport: {paths.relative(target)}")
             return
         page = build(config)

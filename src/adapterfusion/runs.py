@@ -5,6 +5,7 @@ that nothing finished is ever trained twice) and then placed under `results/<pro
 in git, its weights and predictions in DVC's cache.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -97,13 +98,16 @@ def plan(
     trains = METHODS[method].trains
     if trains == "fusion" and sources is None:
         sources = source_adapters(config, seed)
-    training = config.training
+    training, epochs = config.training, config.tasks[task].epochs
+    recipe = getattr(config.recipes, method)
+    if epochs:
+        recipe = dataclasses.replace(recipe, epochs=epochs, patience=epochs)
     return RunSpec(
         method=method,
         task=task,
         seed=seed,
         trains=trains,
-        recipe=getattr(config.recipes, method),
+        recipe=recipe,
         batch_size=training.batch_size,
         micro_batch_size=training.micro_batch_size,
         precision=training.precision,

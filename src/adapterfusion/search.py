@@ -3,7 +3,7 @@
     make profile NAME=minilm-search && dvc repro data && python -m adapterfusion.search
 
 The targets of params.yaml decide; they should not be the small tasks a study is about. Scores are those of the validation split, which is cut from train: dev is never looked at. The best
-rate by mean over the tasks is printed; it is copied into params.yaml by hand, so that a run never
+rate by mean over the tasks is printed (of equal ones the highest: small targets see few steps); it is copied into params.yaml by hand, so that a run never
 depends on a search. Finished trials are found again in the run store.
 """
 
@@ -83,7 +83,9 @@ def main() -> None:
         temporary.write_text(table.to_csv(index=False))
     means = table.groupby(["method", "learning_rate"], sort=False)["validation_accuracy"].mean()
     print(means.round(2).to_string())
-    chosen = {method: means[method].idxmax() for method in METHODS}
+    chosen = {
+        method: max(means[method].items(), key=lambda x: (x[1], x[0]))[0] for method in METHODS
+    }
     print("best by mean over the tasks:", json.dumps(chosen))
 
 

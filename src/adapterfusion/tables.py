@@ -219,6 +219,27 @@ def run_facts(records: list[dict[str, Any]]) -> str:
     return text
 
 
+def cost_table(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """What each method costs per run: trained parameters, time, memory, share of padding."""
+    rows = [
+        {
+            "method": METHODS[r["method"]].title,
+            "trained parameters": r["parameters"]["trainable"],
+            "epochs": len(r["epochs"]),
+            "training, s": r["seconds"]["train"],
+            "s per epoch": r["seconds"]["train"] / len(r["epochs"]),
+            "evaluation, s": r["seconds"]["evaluation"],
+            "peak memory, MiB": r["peak_memory_mib"],
+            "padding, %": 100 * r["padding_share"],
+        }
+        for r in records
+    ]
+    means = pd.DataFrame(rows).groupby("method", sort=False).mean().round(1)
+    means.insert(0, "runs", pd.DataFrame(rows).groupby("method", sort=False).size())
+    means["trained parameters"] = means["trained parameters"].map("{:,.0f}".format)
+    return means
+
+
 def read_main_table(config: Config, protocol: str | None = None) -> str:
     """The main table that the evaluation wrote, as markdown with its caption."""
     name = f"main_{protocol or protocols(config)[0]}.md"
