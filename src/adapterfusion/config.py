@@ -259,7 +259,7 @@ def _mapping_without_repeats(loader: yaml.SafeLoader, node: yaml.MappingNode) ->
         if keys.count(key) > 1:
             line = node.start_mark.line + 1
             raise ConfigError(
-                f"{loader.name}: {key!r} is named twice in the mapping at line {line}"
+                f"{loader.name}: {key!r} is named twice in the mapping at line {line}. Name it once."
             )
     return loader.construct_mapping(node, deep=True)
 
@@ -284,7 +284,8 @@ def load_config(path: Path | None = None) -> Config:
     """The configuration in `path` (default: params.yaml at the project's root)."""
     path = path or find_root() / "params.yaml"
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        with path.open(encoding="utf-8") as file:
+            values = yaml.load(file, _StrictLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path.name}: not found. `make profile NAME=bundled` puts one in place.")
     except (yaml.YAMLError, UnicodeDecodeError) as error:

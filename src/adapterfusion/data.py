@@ -2,6 +2,7 @@
 
     python -m adapterfusion.data                     what there is, and in which state
     python -m adapterfusion.data prepare rte cb      write data/prepared/<profile>/<task>/
+    python -m adapterfusion.data import-argument FOLDER   the Argument task, from UKP's archive
 
 A prepared task is a folder with train, validation (where a share is held out) and dev as parquet
 and an info.json that says all a run needs to know about its data. The folder takes its place only
@@ -20,11 +21,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adapterfusion.argument import import_argument
 from adapterfusion.backbone import BackboneError, file_sha256, resolve_backbone
 from adapterfusion.config import Config, ConfigError, load_config
-from adapterfusion.paths import Paths
+from adapterfusion.paths import Paths, find_root
 from adapterfusion.rows import content_sha256
-from adapterfusion.sources import Located, known_tasks, locate, read, task_spec
+from adapterfusion.sources import MANUAL, Located, known_tasks, locate, read, task_spec
 from adapterfusion.splits import divide
 from adapterfusion.tasks import Example, TaskError, TaskSpec
 
@@ -224,8 +226,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command")
     command = commands.add_parser("prepare", help="tokenise tasks for training")
     command.add_argument("tasks", nargs="+", metavar="TASK")
+    command = commands.add_parser("import-argument", help="read UKP's corpus from its files")
+    command.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     try:
+        if options.command == "import-argument":
+            print("argument:", import_argument(options.folder, find_root() / MANUAL))
+            return 0
         config = load_config()
         if options.command == "prepare":
             for task in options.tasks:

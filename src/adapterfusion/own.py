@@ -80,6 +80,7 @@ def own_spec(name: str, own: OwnTask) -> TaskSpec:
         label=own.label,
         values=values,
         row_id=own.id,
+        loose=True,
     )
     return TaskSpec(
         name=name,

@@ -68,7 +68,7 @@ def check_schema(path: Path, spec: TaskSpec, hub: HubSource) -> None:
                 f"Task {spec.name} needs {', '.join(hub.columns)}."
             )
     label, integers = schema.field(hub.label).type, isinstance(hub.values[0], int)
-    if not (pa.types.is_integer if integers else _is_string)(label):
+    if not hub.loose and not (pa.types.is_integer if integers else _is_string)(label):
         raise TaskError(
             f"{path}: column {hub.label!r} is {label}; task {spec.name} needs "
             f"{'integers' if integers else 'strings'} such as {hub.values[0]!r}."
@@ -78,7 +78,7 @@ def check_schema(path: Path, spec: TaskSpec, hub: HubSource) -> None:
         names = tuple(described["info"]["features"][hub.label]["names"])
     except (ValueError, KeyError, TypeError):
         return  # the file does not say what its ids mean
-    if spec.labels and names != spec.labels:
+    if spec.labels and names != spec.labels and not hub.loose:
         raise TaskError(
             f"{path}: its label ids mean {', '.join(names)}; task {spec.name} expects "
             f"{', '.join(spec.labels)}, in this order. This is another version of the data."
@@ -165,8 +165,8 @@ def _example(row: Row, spec: TaskSpec, hub: HubSource, row_id: str) -> Example:
     """One row as an example. Raises ValueError saying what is wrong with it."""
     _check_columns(row, spec, hub)
     value = row[hub.label]
-    if isinstance(hub.values[0], str) and not isinstance(value, str):
-        value = str(value)  # a file of one's own may hold numbers where params.yaml has names
+    if hub.loose:
+        value = str(value)
     if isinstance(value, bool) or value not in hub.values:
         known = ", ".join(map(repr, hub.values))
         raise ValueError(f"label {row[hub.label]!r} in column {hub.label!r} is none of {known}")

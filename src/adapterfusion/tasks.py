@@ -64,6 +64,7 @@ class HubSource:
     first, second: a template per segment; a single one is repeated for every choice.
     values: what the label column says, in the order of the labels or choices.
     row_id: a column that names each row, where there is one to trust; else rows are counted.
+    loose: the label column may also hold numbers or truth values, which are compared as text.
     """
 
     id: str
@@ -77,6 +78,7 @@ class HubSource:
     values: tuple[str | int, ...] = (0, 1)
     splits: tuple[tuple[Split, str], ...] = (("train", "train"), ("dev", "validation"))
     row_id: str | None = None
+    loose: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
