@@ -17,7 +17,7 @@ VALIDATION_ROWS = 1000  # most rows of the validation part where `tasks.<t>.dev`
 def stratified_order(labels: list[int], seed: int, name: str) -> np.ndarray:
     """Row numbers in a random order of which every beginning holds the classes in proportion.
 
-    The first n rows are a stratified sample (to within one row a class) for every n.
+    The first n rows are a stratified sample for every n, to within a row or two of each class.
     """
     words = hashlib.sha256(f"{seed} {name}".encode()).digest()
     rng = np.random.default_rng(np.frombuffer(words, dtype="<u4"))
