@@ -71,7 +71,17 @@ def edit_params(clone: Path, section: str, key: str, value: object) -> None:
 
 def test_pipeline(clone):
     output = dvc(clone, "repro")
-    everything = {"code", "data", "finetuning", "adapters", "fusion", "evaluation", "attention"}
+    everything = {
+        "code",
+        "data",
+        "overview",
+        "own_task",
+        "finetuning",
+        "adapters",
+        "fusion",
+        "evaluation",
+        "attention",
+    }
     assert stages_run(output) == everything | {"start", "report"}
     results = clone / "results" / "smoke"
     rows = json.loads((results / "summary.json").read_text())["rows"]
