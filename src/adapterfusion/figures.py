@@ -187,3 +187,28 @@ def attention_by_layer(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFr
         for j, adapter in enumerate(adapters)
     ]
     return figure, pd.DataFrame(data, columns=["layer", "target", "adapter", "attention"])
+
+
+def overlap_map(overlap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Per cent of each target's dev rows (rows) of which some text stands in a source's train (columns).
+
+    Colour is the square root of the share, so that a small overlap is seen too.
+    """
+    shares = 100 * overlap.pivot(index="target", columns="source", values="text_share")
+    order = list(dict.fromkeys(overlap["target"]))
+    columns = list(dict.fromkeys(overlap["source"]))
+    matrix = shares.loc[order, columns].to_numpy()
+    figure, axis = plt.subplots(
+        figsize=(1.4 + 0.48 * len(columns), 1.0 + 0.3 * len(order)), layout="constrained"
+    )
+    axis.imshow(np.sqrt(matrix), cmap="Blues", vmin=0, vmax=10, aspect="auto")
+    for i, j in np.argwhere(matrix > 0):
+        colour = "white" if matrix[i, j] > 45 else "black"
+        text = f"{matrix[i, j]:.0f}" if matrix[i, j] >= 1 else "<1"
+        axis.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+    axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axis.set_yticks(range(len(order)), order)
+    axis.tick_params(length=0)
+    axis.set_xlabel("training set")
+    axis.set_ylabel("dev set")
+    return figure, overlap
