@@ -220,10 +220,12 @@ def test_a_task_of_ones_own_is_prepared_again_when_its_file_changes(here, backbo
 def test_the_overview_lists_all_sixteen(here, backbone, capsys, monkeypatch):
     tasks = {"cb": {}, "argument": {}, "rte": {}}
     data.prepare("cb", config(backbone, tasks))
+    pq.write_table(table("csqa", 30), "mirror/tau/commonsense_qa/default/train.parquet")
     lines = {line.split()[0]: line for line in data.overview(config(backbone, tasks)).split("\n")}
-    assert set(lines) == {"task", *PAPER} and len(PAPER) == 16
+    assert set(lines) == {"task", "*", *PAPER} and len(PAPER) == 16
     assert "prepared: train 200, dev 50 rows" in lines["cb"]
-    assert "392,702 / 9,815" in lines["mnli"] and "not in params.yaml" in lines["mnli"]
+    assert "at hand: train 30 rows*, dev 50 rows" in lines["csqa"]
+    assert "392,702 / 9,815" in lines["mnli"] and "task mnli is absent" in lines["mnli"]
     assert "import-argument" in lines["argument"] and "absent" in lines["rte"]
 
 

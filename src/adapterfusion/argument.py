@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from adapterfusion.backbone import file_sha256
 from adapterfusion.catalogue import PAPER
 from adapterfusion.paths import atomic_write
+from adapterfusion.rows import shown
 from adapterfusion.sources import MANIFEST
 from adapterfusion.tasks import TaskError
 
@@ -31,10 +32,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise TaskError(f"{path}: not one of the corpus's files ({error}). Unpack it again.")
+        raise TaskError(f"{shown(path)}: not one of the corpus's files ({error}). Unpack it again.")
     for i, row in enumerate(rows):
         if any(not row.get(column) for column in COLUMNS) or row["set"] not in SPLITS:
-            raise TaskError(f"{path}, row {i}: lacks one of {', '.join(COLUMNS)}. Unpack it again.")
+            raise TaskError(
+                f"{shown(path)}, row {i}: lacks one of {', '.join(COLUMNS)}. Unpack it again."
+            )
     return rows
 
 
@@ -49,7 +52,7 @@ def import_argument(folder: Path, target: Path) -> dict[str, int]:
     """
     files = sorted(folder.rglob("*.tsv"))
     if not files:
-        raise TaskError(f"{folder}: no .tsv files. Name the folder of the unpacked archive.")
+        raise TaskError(f"{shown(folder)}: no .tsv files. Name the folder of the unpacked archive.")
     splits: dict[str, list[dict[str, str]]] = {name: [] for name in SPLITS.values()}
     for path in files:
         for row in _rows(path):
@@ -59,7 +62,7 @@ def import_argument(folder: Path, target: Path) -> dict[str, int]:
     for what, is_now, should_be in (("rows", found, ROWS), ("labels", dict(labels), LABELS)):
         if is_now != should_be:
             raise TaskError(
-                f"{folder}: {what} are {is_now}, the corpus has {should_be}. Unpack the archive "
+                f"{shown(folder)}: {what} are {is_now}, the corpus has {should_be}. Unpack the archive "
                 "into an empty folder, with one .tsv file per topic and nothing else."
             )
     hub = PAPER["argument"].hub

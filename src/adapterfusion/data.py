@@ -25,7 +25,7 @@ from adapterfusion.argument import import_argument
 from adapterfusion.backbone import BackboneError, file_sha256, resolve_backbone
 from adapterfusion.config import Config, ConfigError, load_config
 from adapterfusion.paths import Paths, find_root
-from adapterfusion.rows import content_sha256
+from adapterfusion.rows import content_sha256, shown
 from adapterfusion.sources import MANUAL, Located, known_tasks, locate, read, task_spec
 from adapterfusion.splits import divide
 from adapterfusion.tasks import Example, TaskError, TaskSpec
@@ -184,7 +184,7 @@ def prepare(task: str, config: Config) -> None:
             finished.rename(target)
     except OSError as error:
         raise TaskError(
-            f"{target}: could not be written ({error.strerror or error}). Make room, or make the "
+            f"{shown(target)}: could not be written ({error.strerror or error}). Make room, or make the "
             "folder writable, and run it again; nothing prepared before is lost."
         )
     print(f"{task}: prepared, {_summary(info)}")
@@ -195,29 +195,39 @@ def _summary(info: dict[str, Any]) -> str:
     return f"{rows} rows, source {info['source']}"
 
 
+def _state(spec: TaskSpec, config: Config) -> str:
+    """What there is of a task: prepared rows, rows at hand, or the reason why there are none."""
+    info = read_info(Paths(config.profile).prepared / spec.name)
+    if info and spec.name in config.tasks:
+        return f"prepared: {_summary(info)}"
+    if config.data.source == "hub" and not spec.manual:
+        return "not prepared"
+    try:
+        files = locate(spec, config).files
+    except TaskError as error:
+        return str(error)
+    rows = (
+        f"{split} {f'{f.rows:,} rows' if f.rows else f.name}{'' if f.official else '*'}"
+        for split, f in files.items()
+    )
+    return f"at hand: {', '.join(rows)}"
+
+
 def overview(config: Config) -> str:
-    """A table of all tasks there are: source, revision, official rows, and what is prepared."""
+    """A table of all tasks there are: source, revision, official rows, and what there is of them."""
     rows = [("task", "group", "source", "revision", "train / dev", "state")]
     for name, spec in known_tasks(config).items():
-        info = read_info(Paths(config.profile).prepared / name)
-        if name not in config.tasks:
-            state = "not in params.yaml"
-        elif info:
-            state = f"prepared: {_summary(info)}"
-        elif config.data.source == "hub":
-            state = "not prepared"
-        else:
-            state = available(name, config) or "at hand, not prepared"
         hub = spec.hub
         sizes = " / ".join(f"{n:,}" for n in hub.rows.values()) if hub else ""
         place = hub.id if hub else config.data.source
         revision = hub.revision[:20] if hub else f"version {spec.version}"
-        rows.append((name, spec.group, place, revision, sizes, state))
+        rows.append((name, spec.group, place, revision, sizes, _state(spec, config)))
     widths = [max(len(row[i]) for row in rows) for i in range(5)] + [0]
-    return "\n".join(
+    lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
-    )
+    ]
+    return "\n".join([*lines, "* not the official split"])
 
 
 def main(arguments: list[str] | None = None) -> int:

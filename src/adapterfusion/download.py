@@ -15,7 +15,7 @@ from typing import Any
 
 from adapterfusion.backbone import file_sha256
 from adapterfusion.paths import atomic_write
-from adapterfusion.rows import check_schema, count_parquet, read_examples
+from adapterfusion.rows import check_schema, count_parquet, read_examples, shown
 from adapterfusion.tasks import HubSource, Split, TaskError, TaskSpec
 
 RECORD = "SOURCE.json"
@@ -149,4 +149,4 @@ def freeze(spec: TaskSpec, hub: HubSource, cache: Path) -> None:
         with atomic_write(folder / RECORD) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        raise TaskError(f"{folder}: cannot write ({error}). Free space, or move data.cache.")
+        raise TaskError(f"{shown(folder)}: cannot write ({error}). Free space, or move data.cache.")

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from datasketch import MinHash, MinHashLSH
 
+from adapterfusion.catalogue import unknown_task
 from adapterfusion.config import Config
-from adapterfusion.sources import locate, read, task_spec
+from adapterfusion.sources import known_tasks, locate, read
 from adapterfusion.tasks import Example, Split, TaskError
 
 THRESHOLD = 0.8
@@ -135,20 +136,26 @@ def clean_share(overlap: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shares)
 
 
-def audit(config: Config) -> tuple[pd.DataFrame, dict[str, str]]:
-    """`compare` for the configured sources and targets, on all their rows, whatever the caps.
+def audit(
+    config: Config, tasks: Iterable[str] | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """`compare` on all rows of the tasks, whatever the caps of params.yaml.
+
+    tasks: each as source and as target; by default the configured sources and targets.
 
     Returns:
         the table, and for each task whose data is absent the reason.
     """
-    rows: dict[str, Rows] = {}
-    absent: dict[str, str] = {}
-    for name in dict.fromkeys([*config.sources, *config.targets]):
+    sources, targets = (tasks, tasks) if tasks is not None else (config.sources, config.targets)
+    known, rows, absent = known_tasks(config), {}, {}
+    for name in dict.fromkeys([*sources, *targets]):
         try:
-            spec = task_spec(name, config)
-            rows[name] = read(spec, locate(spec, config))
+            if name not in known:
+                raise unknown_task(name, known)
+            rows[name] = read(known[name], locate(known[name], config))
         except TaskError as error:
             absent[name] = str(error)
-    sources = {name: rows[name] for name in config.sources if name in rows}
-    targets = {name: rows[name] for name in config.targets if "dev" in rows.get(name, {})}
-    return compare(sources, targets), absent
+    return compare(
+        {name: rows[name] for name in sources if name in rows},
+        {name: rows[name] for name in targets if "dev" in rows.get(name, {})},
+    ), absent

@@ -7,6 +7,7 @@ examples. Every complaint names the file, the row (counted from 0) and what to d
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adapterfusion.paths import find_root
 from adapterfusion.tasks import Example, HubSource, TaskError, TaskSpec
 
 MOST_CHARACTERS = 1_000_000  # of one row: a thousand times what a model reads; more is a mistake
 Row = dict[str, Any]
+
+
+def shown(path: Path) -> str:
+    """A path as messages name it: from the project's root, unless it lies far from there."""
+    relative = os.path.relpath(path, find_root())
+    return str(path) if relative.startswith("../..") else relative
 
 
 def content_sha256(examples: Iterable[Example]) -> str:
@@ -33,13 +41,13 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError:
-        raise TaskError(f"{path}: not found. Put it there, or choose another source.")
+        raise TaskError(f"{shown(path)}: not found. Put it there, or choose another source.")
     except (pa.ArrowException, OSError) as error:
         with path.open("rb") as file:
             begins = file.read(64).lstrip().lower()
         what = "a web page" if begins.startswith(b"<") else "cut short or damaged"
         raise TaskError(
-            f"{path}: {what}, not a parquet file ({str(error).splitlines()[0]}). Fetch it again."
+            f"{shown(path)}: {what}, not a parquet file ({str(error).splitlines()[0]}). Fetch it again."
         )
 
 
@@ -64,13 +72,13 @@ def check_schema(path: Path, spec: TaskSpec, hub: HubSource) -> None:
     for column in hub.columns:
         if column not in schema.names:
             raise TaskError(
-                f"{path}: no column {column!r} (it has {', '.join(schema.names)}). "
+                f"{shown(path)}: no column {column!r} (it has {', '.join(schema.names)}). "
                 f"Task {spec.name} needs {', '.join(hub.columns)}."
             )
     label, integers = schema.field(hub.label).type, isinstance(hub.values[0], int)
     if not hub.loose and not (pa.types.is_integer if integers else _is_string)(label):
         raise TaskError(
-            f"{path}: column {hub.label!r} is {label}; task {spec.name} needs "
+            f"{shown(path)}: column {hub.label!r} is {label}; task {spec.name} needs "
             f"{'integers' if integers else 'strings'} such as {hub.values[0]!r}."
         )
     try:
@@ -80,7 +88,7 @@ def check_schema(path: Path, spec: TaskSpec, hub: HubSource) -> None:
         return  # the file does not say what its ids mean
     if spec.labels and names != spec.labels and not hub.loose:
         raise TaskError(
-            f"{path}: its label ids mean {', '.join(names)}; task {spec.name} expects "
+            f"{shown(path)}: its label ids mean {', '.join(names)}; task {spec.name} expects "
             f"{', '.join(spec.labels)}, in this order. This is another version of the data."
         )
 
@@ -91,9 +99,13 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=4096, columns=list(columns)):
                 yield from batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise TaskError(f"{path}: damaged ({str(error).splitlines()[0]}). Fetch it again.")
+            raise TaskError(
+                f"{shown(path)}: damaged ({str(error).splitlines()[0]}). Fetch it again."
+            )
         except UnicodeDecodeError as error:
-            raise TaskError(f"{path}: text that is not UTF-8 ({error}). Write the file as UTF-8.")
+            raise TaskError(
+                f"{shown(path)}: text that is not UTF-8 ({error}). Write the file as UTF-8."
+            )
 
 
 def _text_lines(path: Path) -> Iterator[str]:
@@ -102,9 +114,11 @@ def _text_lines(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from file
     except FileNotFoundError:
-        raise TaskError(f"{path}: not found. Put it there, or correct the path in params.yaml.")
+        raise TaskError(
+            f"{shown(path)}: not found. Put it there, or correct the path in params.yaml."
+        )
     except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: not UTF-8 ({error}). Save the file as UTF-8.")
+        raise TaskError(f"{shown(path)}: not UTF-8 ({error}). Save the file as UTF-8.")
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
@@ -113,18 +127,20 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
     try:
         header = next(reader, None)
         if not header:
-            raise TaskError(f"{path}: empty. The first line names the columns.")
+            raise TaskError(f"{shown(path)}: empty. The first line names the columns.")
         if len(set(header)) < len(header):
-            raise TaskError(f"{path}: a column is named twice ({', '.join(header)}). Rename one.")
+            raise TaskError(
+                f"{shown(path)}: a column is named twice ({', '.join(header)}). Rename one."
+            )
         for i, cells in enumerate(reader):
             if len(cells) != len(header):
                 raise TaskError(
-                    f"{path}, row {i}: {len(cells)} cells under {len(header)} columns. "
+                    f"{shown(path)}, row {i}: {len(cells)} cells under {len(header)} columns. "
                     "Quote cells that hold the delimiter."
                 )
             yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise TaskError(f"{path}, line {reader.line_num}: {error}. Correct the line.")
+        raise TaskError(f"{shown(path)}, line {reader.line_num}: {error}. Correct the line.")
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -132,9 +148,11 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise TaskError(f"{path}, row {i}: not JSON ({error}). One object per line is needed.")
+            raise TaskError(
+                f"{shown(path)}, row {i}: not JSON ({error}). One object per line is needed."
+            )
         if not isinstance(row, dict):
-            raise TaskError(f"{path}, row {i}: not an object. Write each row as {{...}}.")
+            raise TaskError(f"{shown(path)}, row {i}: not an object. Write each row as {{...}}.")
         yield row
 
 
@@ -199,7 +217,9 @@ def read_examples(path: Path, name: str, spec: TaskSpec, hub: HubSource) -> list
         rows = FORMATS[path.suffix](path)
     else:
         known = ", ".join([".parquet", *FORMATS])
-        raise TaskError(f"{path}: {path.suffix or 'no suffix'} is not a known format ({known}).")
+        raise TaskError(
+            f"{shown(path)}: {path.suffix or 'no suffix'} is not a known format ({known})."
+        )
     examples: list[Example] = []
     seen: dict[str, int] = {}
     for i, row in enumerate(rows):
@@ -209,8 +229,8 @@ def read_examples(path: Path, name: str, spec: TaskSpec, hub: HubSource) -> list
                 raise ValueError(f"id {row_id!r} was that of row {seen[row_id]} already")
             examples.append(_example(row, spec, hub, row_id))
         except ValueError as error:
-            raise TaskError(f"{path}, row {i}: {error}.")
+            raise TaskError(f"{shown(path)}, row {i}: {error}.")
         seen[row_id] = i
     if not examples:
-        raise TaskError(f"{path}: no rows. Task {spec.name} needs some in every split.")
+        raise TaskError(f"{shown(path)}: no rows. Task {spec.name} needs some in every split.")
     return examples

@@ -18,7 +18,7 @@ from adapterfusion.config import Config
 from adapterfusion.download import RECORD, freeze
 from adapterfusion.own import own_files, own_spec
 from adapterfusion.paths import find_root
-from adapterfusion.rows import content_sha256, count_parquet, read_examples
+from adapterfusion.rows import content_sha256, count_parquet, read_examples, shown
 from adapterfusion.tasks import Example, Split, TaskError, TaskSpec
 
 MANIFEST = "MANIFEST.json"
@@ -103,7 +103,9 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         return {entry["path"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, TypeError, KeyError) as error:
-        raise TaskError(f"{path}: not a readable manifest ({error!r}). Restore it, or remove it.")
+        raise TaskError(
+            f"{shown(path)}: not a readable manifest ({error!r}). Restore it, or remove it."
+        )
 
 
 def _mirrored(spec: TaskSpec, folder: Path, source: str) -> Located:
@@ -115,12 +117,12 @@ def _mirrored(spec: TaskSpec, folder: Path, source: str) -> Located:
         path = folder / name
         if not path.is_file():
             remedy = spec.manual or "Add the file, or drop the task from params.yaml."
-            raise TaskError(f"{path}: not found, so task {spec.name} is absent. {remedy}")
+            raise TaskError(f"{shown(path)}: not found, so task {spec.name} is absent. {remedy}")
         rows, digest, entry = count_parquet(path), file_sha256(path), manifest.get(name, {})
         for key, found in (("sha256", digest), ("rows", rows)):
             if entry.get(key, found) != found:
                 raise TaskError(
-                    f"{path}: {key} is {found}, {MANIFEST} says {entry[key]}. Copy the file again."
+                    f"{shown(path)}: {key} is {found}, {MANIFEST} says {entry[key]}. Copy the file again."
                 )
         official = rows == hub.rows[split] and bool(entry.get("official_split", True))
         note = str(entry.get("note", ""))
@@ -147,7 +149,7 @@ def _own(spec: TaskSpec, config: Config) -> Located:
     files: dict[Split, SplitFile] = {}
     for split, (path, name) in own_files(config.tasks[spec.name].own, find_root()).items():
         if not path.is_file():
-            raise TaskError(f"{path}: not found. Correct tasks.{spec.name}.own.{split}.")
+            raise TaskError(f"{shown(path)}: not found. Correct tasks.{spec.name}.own.{split}.")
         files[split] = SplitFile(path, name, file_sha256(path), None, True)
     return Located("own", spec.hub.revision, files)
 
