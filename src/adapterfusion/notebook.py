@@ -110,7 +110,9 @@ def run(name: str, parameters: dict[str, str], root: Path) -> Path:
     target = Paths(config.profile, root).notebooks / f"{stem}.ipynb"
     scratch = root / "build" / "failed" / f"{config.profile}-{stem}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
-    with _progress_to_terminal():
+    # Kernels talk over sockets in a folder of their own: nobody listens in, and two runs side by side
+    # in one folder do not hear each other.
+    with _progress_to_terminal(), tempfile.TemporaryDirectory(prefix="fusion-") as sockets:
         papermill.execute_notebook(
             root / "notebooks" / f"{name}.ipynb",
             scratch,
@@ -118,7 +120,7 @@ def run(name: str, parameters: dict[str, str], root: Path) -> Path:
             kernel_name="python3",
             cwd=root,
             progress_bar=False,
-            config=Config({"AsyncKernelManager": {"transport": "ipc"}}),  # sockets no one else sees
+            config=Config({"AsyncKernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
         )
     _write(canonical(nbformat.read(scratch, as_version=4)), target)
     scratch.unlink()
