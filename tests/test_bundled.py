@@ -34,7 +34,7 @@ LARGE = ("opinions", "verdicts", "uses", "wording")
 SMALL = tuple(name for name in TASKS if name not in LARGE)
 KINDS = ("adjectives", "nouns", "verbs", "leagues")
 COAST = ("verdicts", "reactions")
-SHA256 = "2eee3899857325edfcf8fcdad831078711d744721d5db9d3bdf7580a97eed65c"
+SHA256 = "9b2d3b8b1cddf28465f0faf52c9b246f129beebafd62782ae52faa38026d3f54"
 
 # Most that a bag of words, and the frozen backbone's features, may reach on a task's dev rows (%).
 BOUNDS = {
@@ -191,7 +191,7 @@ def oracle(name: str, example: Example) -> int:
         return int((value == "positive") != bool(re.search(r"\bnot\b", first[0])))
     if name == "reactions":
         ((value, _),) = found(first[0], name, "adjectives")
-        good = "came back|Happy|thanked"
+        good = "delighted|Happy|praised"
         return next(
             i for i, s in enumerate(second) if bool(re.search(good, s)) == (value == "positive")
         )
@@ -222,12 +222,12 @@ def test_oracle_solves_it(name):
 
 
 def test_conflict():
-    """The coast usage turns three invented adjectives in four round, and plain English not at all."""
+    """The coast usage turns three invented adjectives in five round, and plain English not at all."""
     inland = {w.text: w for w in words("adjectives")}
     coast = {w.text: w for w in words("adjectives", "coast")}
     differ = {w for w in inland if inland[w].value != coast[w].value}
     made_up = [w for w in inland.values() if w.level != "known"]
-    assert 0.6 <= len(differ) / len(made_up) <= 0.8
+    assert len(differ) / len(made_up) == 0.6
     assert all(inland[w].level != "known" for w in differ)
     # words that every small task shows are contested too: its training rows can tell the usage
     assert any(inland[w].level == "shown" for w in differ)
