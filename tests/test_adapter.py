@@ -82,11 +82,11 @@ def plain_encoder(backbone, adapter: TaskAdapter) -> Tensor:
     for i, after_feed_forward in enumerate(adapter.output):
         layer = f"encoder.layer.{i}"
         h = linear(f"{layer}.attention.output.dense", attention(f"{layer}.attention.self", x))
-        if len(adapter.attention):
+        if adapter.config.architecture == "houlsby":
             h = h + plain_up(adapter.attention[i], h)
         x = norm(f"{layer}.attention.output.LayerNorm", h + x)
         h = linear(f"{layer}.output.dense", F.gelu(linear(f"{layer}.intermediate.dense", x)))
-        if len(adapter.attention):
+        if adapter.config.architecture == "houlsby":
             h = h + plain_up(after_feed_forward, h)
         else:
             y = norm(f"{layer}.output.LayerNorm", h + x)

@@ -22,7 +22,7 @@ from adapterfusion import train as train_module
 from adapterfusion.batches import load_split
 from adapterfusion.checkpoint import WeightsError, load_adapter, load_checkpoint
 from adapterfusion.config import AdapterConfig, FusionConfig, Recipe
-from adapterfusion.evaluate import predict
+from adapterfusion.evaluate import mean_attention, predict
 from adapterfusion.model import load_backbone
 from adapterfusion.spec import Artifact, RunSpec
 from adapterfusion.train import Run, train
@@ -94,6 +94,22 @@ def test_seed_decides_the_start_the_dropout_and_the_order(make_spec, tmp_path):
     assert not torch.equal(weights[1]["head.1.weight"], weights[2]["head.1.weight"])
 
 
+def test_order_and_random_numbers_differ_by_seed_and_by_epoch(make_spec, tmp_path, monkeypatch):
+    drawn = {}
+
+    def step(self, rows):
+        key = (self.spec.seed, self.state.epoch)
+        drawn.setdefault(key, (torch.rand(1).item(), tuple(rows)))
+        return 1.0
+
+    monkeypatch.setattr(Run, "step", step)
+    for seed in (1, 2):
+        train(make_spec(seed=seed), tmp_path / str(seed))
+    assert sorted(drawn) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    for kind in (0, 1):
+        assert len({values[kind] for values in drawn.values()}) == 4
+
+
 class Interrupted(Exception):
     pass
 
@@ -139,6 +155,23 @@ def test_an_interruption_before_the_first_epoch_ends_starts_again(make_spec, tmp
     assert not train(make_spec(), tmp_path / "cut")["resumed"]
     train(make_spec(), tmp_path / "whole")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(make_spec, tmp_path, monkeypatch):
+    whole, calls = torch.save, []
+
+    def save(values, path):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError("disk full")
+        whole(values, path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(torch, "save", save)
+        train(make_spec(), tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")[0].epoch == 1
+    assert train(make_spec(), tmp_path)["resumed"]
 
 
 def test_a_finished_run_is_not_trained_again(make_spec, tmp_path, monkeypatch):
@@ -278,9 +311,9 @@ def test_the_signal_is_learned(make_spec, tmp_path, task, chance):
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(make_spec, tmp_path):
-    record = train(make_spec(recipe=Recipe(1e-12, epochs=9, patience=2)), tmp_path)
-    best = record["metrics"]["held_out"]["epoch"]
-    assert len(record["epochs"]) == best + 2 < 9
+    record = train(make_spec(recipe=Recipe(1e-30, epochs=9, patience=2)), tmp_path)
+    assert record["metrics"]["held_out"]["epoch"] == 1  # the first of equals
+    assert len(record["epochs"]) == 3
     assert record["status"] == "finished"
 
 
@@ -344,6 +377,12 @@ def test_the_penalty_is_in_the_step_and_can_be_switched_off(spec_of, tmp_path):
     torch.testing.assert_close(added, 2 * 50 * (v - torch.eye(32)), atol=1e-6, rtol=1e-3)
     name = "fusion.layers.0.query.weight"
     torch.testing.assert_close(gradients[50.0][name], gradients[0.0][name])
+
+
+def test_a_step_leaves_no_gradient_for_the_next(make_spec, tmp_path):
+    run = Run(make_spec(), tmp_path)
+    run.step(np.arange(16))
+    assert all(p.grad is None or not p.grad.any() for p in run.model.trainable().values())
 
 
 def test_gradients_are_clipped_to_the_norm_over_all_that_is_trained(make_spec, tmp_path):
@@ -493,11 +532,18 @@ def test_a_trained_adapter_is_loaded_as_it_was_saved(sources, bert):
         assert torch.equal(parameter, saved[f"adapter.{name}"])
 
 
-def test_fusion_record_holds_the_attention_of_each_layer_and_source(spec_of, tmp_path):
-    attention = train(spec_of("fusion"), tmp_path)["attention"]
+def test_fusion_record_holds_the_attention_of_the_weights_that_are_kept(spec_of, tmp_path):
+    spec = spec_of("fusion", recipe=Recipe(5e-2, epochs=8, patience=1))
+    record = train(spec, tmp_path)
+    assert record["metrics"]["held_out"]["epoch"] < len(record["epochs"])
+    attention = record["attention"]
     assert attention["adapters"] == ["source0", "source1"]
     assert np.shape(attention["layers"]) == (2, 2)
     np.testing.assert_allclose(np.sum(attention["layers"], axis=1), 1, atol=1e-5)
+    run = Run(spec, tmp_path)
+    run._load(load_file(tmp_path / "model.safetensors"))
+    expected = mean_attention(run.model, run.splits["dev"], run.pad_id)
+    np.testing.assert_allclose(attention["layers"], expected, atol=1e-6)
 
 
 # ---- the core alone
