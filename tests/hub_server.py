@@ -15,9 +15,9 @@ from urllib.parse import unquote, urlsplit
 class HubServer:
     """`with HubServer(folder) as hub:` serves `folder/<kind>/<org>/<name>/<commit>/<file>`.
 
-    refs: (repository, name) -> commit, for branches. faults: file name -> faults to commit, one per
-    GET of that file: a status code, `cut` (half the body), `flip` (one byte changed) or `page`.
-    requests: what was asked for, as "METHOD path".
+    refs: (repository, name) -> commit, for branches. requests: "METHOD path" of each, in order.
+    faults: file name -> faults to commit, one per GET of that file: a status code, `cut` (half the
+    body) or `flip` (one letter changed, which no format notices). head_faults: the same for HEAD.
     """
 
     def __init__(self, folder: Path):
@@ -106,9 +106,7 @@ class HubServer:
         if fault == "cut":
             body = body[: len(body) // 2]
         if fault == "flip":
-            body = body[:100] + bytes([body[100] ^ 1]) + body[101:]
-        if fault == "page":
-            body = b"<html>" + b" " * (len(body) - 6)
+            body = body.replace(b"sang", b"sung", 1)
         return 200, headers, body
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

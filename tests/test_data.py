@@ -87,6 +87,27 @@ def test_longest_first_cuts_the_longer_segment(here, backbone):
     assert len(first) == 1 and next(iter(first)) in range(18, 22)
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["tokenizer.json", "vocabulary alone"])
+@pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "single"])
+def test_tokens_are_those_of_transformers(backbone, tmp_path, whole, pairs):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    for path in backbone.iterdir():
+        if whole or path.name != "tokenizer.json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    first = ["Some Words, and more", "a", "caf\u00e9 99%", "[SEP] in text"]
+    second = ["the second part is the longer one", "b c", "", "x"] if pairs else None
+    expected = AutoTokenizer.from_pretrained(backbone)(
+        first, second, truncation=True, max_length=20, return_token_type_ids=True
+    )
+    tokenizer = data.load_tokenizer(folder, 20)
+    found = tokenizer.encode_batch(list(zip(first, second, strict=True)) if pairs else first)
+    assert [e.ids for e in found] == expected["input_ids"]
+    assert [e.type_ids for e in found] == expected["token_type_ids"]
+
+
 def test_the_training_core_reads_it(here, backbone):
     data.prepare("csqa", config(backbone, {"csqa": {}}))
     split = load_split(Path("data/prepared/tiny/csqa/train.parquet"))
@@ -244,6 +265,8 @@ def corpus(folder: Path) -> None:
 def test_the_argument_corpus_is_imported_by_hand(here, backbone, monkeypatch, capsys):
     settings = config(backbone, {"argument": {}})
     assert "import-argument" in data.available("argument", settings)
+    data.prepare("argument", settings)  # the pipeline goes on without it
+    assert "import-argument" in info("argument")["absent"]
     corpus(here / "ukp")
     assert data.main(["import-argument", "ukp"]) == 1  # not as many rows as the corpus has
     assert "rows are {'train': 12" in capsys.readouterr().err
@@ -251,6 +274,7 @@ def test_the_argument_corpus_is_imported_by_hand(here, backbone, monkeypatch, ca
     monkeypatch.setattr(argument, "LABELS", dict.fromkeys(argument.LABELS, 8))
     assert data.main(["import-argument", "ukp"]) == 0
     assert data.available("argument", settings) is None
+    assert not Path("data/prepared/tiny/argument/info.json").exists()
     data.prepare("argument", settings)
     assert info("argument")["source"] == "manual" and info("argument")["rows"]["dev"] == 6
     assert read("argument", "dev")[0]["first"] == ["energy"]
@@ -258,6 +282,12 @@ def test_the_argument_corpus_is_imported_by_hand(here, backbone, monkeypatch, ca
     path = next(Path("data/manual").rglob("validation.parquet"))
     path.write_bytes(path.with_name("test.parquet").read_bytes())
     assert "sha256" in data.available("argument", settings)
+    with pytest.raises(TaskError, match="sha256"):
+        data.prepare("argument", settings)
+    for path in Path("data/manual").rglob("*.parquet"):
+        path.unlink()
+    data.prepare("argument", settings)  # gone again, but what was prepared stays
+    assert info("argument")["rows"]["dev"] == 6
 
 
 def test_entries_are_complete():

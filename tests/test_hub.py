@@ -74,7 +74,7 @@ def publish(hub: HubServer, task: str, monkeypatch, commit: str | None = None, *
     for split, n in rows.items():
         path = file_of(hub, task, split, commit)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table(task, n), path)
+        pq.write_table(table(task, n), path, compression="none")
 
 
 def config(task: str, backbone: Path | str = "none", own: dict | None = None):

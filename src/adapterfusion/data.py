@@ -15,11 +15,14 @@ import hashlib
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 
 from adapterfusion.argument import import_argument
 from adapterfusion.backbone import BackboneError, file_sha256, resolve_backbone
@@ -28,7 +31,7 @@ from adapterfusion.paths import Paths, find_root
 from adapterfusion.rows import content_sha256, shown
 from adapterfusion.sources import MANUAL, Located, known_tasks, locate, read, task_spec
 from adapterfusion.splits import divide
-from adapterfusion.tasks import Example, TaskError, TaskSpec
+from adapterfusion.tasks import AbsentError, Example, TaskError, TaskSpec
 
 FORMAT = 1  # of the prepared files; a change re-prepares everything
 BATCH = 1024  # rows tokenised and written at once
@@ -53,37 +56,47 @@ def available(name: str, config: Config) -> str | None:
     return None
 
 
-def _tokenise(batch: list[Example], tokenizer: Any, max_length: int) -> tuple[pa.Table, int]:
+def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:
+    """The backbone's tokenizer, cutting the longer segment first and padding nothing.
+
+    Its own library reads it; transformers, which takes seconds to import, is asked only where the
+    folder has a vocabulary but no tokenizer.json. A test holds both to the same output.
+    """
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    return tokenizer
+
+
+def _tokenise(batch: list[Example], tokenizer: Tokenizer) -> tuple[pa.Table, int]:
     """A batch as a table in SCHEMA, and how many of its rows were truncated."""
-    second = [segment for e in batch for segment in e["second"]] or None
-    encoded = tokenizer(
-        [segment for e in batch for segment in e["first"]],
-        second,
-        truncation="longest_first" if second else True,
-        max_length=max_length,
-        return_token_type_ids=True,
-        return_attention_mask=False,
-    )
-    cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
+    first = [segment for e in batch for segment in e["first"]]
+    second = [segment for e in batch for segment in e["second"]]
+    encoded = tokenizer.encode_batch(list(zip(first, second, strict=True)) if second else first)
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     truncated = start = 0
     for example in batch:
-        end = start + len(example["first"])
+        sequences = encoded[start : start + len(example["first"])]
         for key in ("id", "first", "second", "label"):
             columns[key].append(example[key])
-        for key in ("input_ids", "token_type_ids"):
-            columns[key].append(encoded[key][start:end])
-        truncated += any(cut[start:end])
-        start = end
+        columns["input_ids"].append([sequence.ids for sequence in sequences])
+        columns["token_type_ids"].append([sequence.type_ids for sequence in sequences])
+        truncated += any(sequence.overflowing for sequence in sequences)
+        start += len(sequences)
     return pa.table(columns, schema=SCHEMA), truncated
 
 
-def _write(examples: list[Example], path: Path, tokenizer: Any, max_length: int) -> dict[str, Any]:
+def _write(examples: list[Example], path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """Write one split, and describe it: rows, checksums, share of rows that were truncated."""
     truncated = 0
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for start in range(0, len(examples), BATCH):
-            table, cut = _tokenise(examples[start : start + BATCH], tokenizer, max_length)
+            table, cut = _tokenise(examples[start : start + BATCH], tokenizer)
             writer.write_table(table)
             truncated += cut
     return {
@@ -143,16 +156,55 @@ def _describe(spec: TaskSpec, located: Located, config: Config) -> dict[str, Any
     return info | {"fingerprint": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def _write_json(info: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `target` when the block ends well."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            folder = Path(scratch) / target.name
+            folder.mkdir()
+            yield folder
+            if target.exists():
+                target.rename(Path(scratch) / "replaced")
+            folder.rename(target)
+    except OSError as error:
+        raise TaskError(
+            f"{shown(target)}: could not be written ({error.strerror or error}). Make room, or make "
+            "the folder writable, and run it again; nothing prepared before is lost."
+        )
+
+
+def _note_absence(spec: TaskSpec, target: Path) -> None:
+    """An info.json that says `absent` and why, for stages that go on without the task."""
+    if read_info(target) is None:
+        about = {"task": spec.name, "title": spec.title, "group": spec.group}
+        with _replacing(target) as folder:
+            _write_json(about | {"absent": spec.manual}, folder / "info.json")
+    print(f"{spec.name}: absent. {spec.manual}")
+
+
 def prepare(task: str, config: Config) -> None:
     """Write the prepared form of one task, unless it is there already and nothing has changed.
+
+    A task that only a person may fetch, and nobody has, gets an info.json with the key `absent`.
 
     Raises:
         TaskError, ConfigError, BackboneError: naming what is wrong; what was prepared stays.
     """
     spec = task_spec(task, config)
-    located = locate(spec, config)
-    info = _describe(spec, located, config)
     target = Paths(config.profile).prepared / task
+    try:
+        located = locate(spec, config)
+    except AbsentError:
+        if not spec.manual:
+            raise
+        return _note_absence(spec, target)
+    info = _describe(spec, located, config)
     present = read_info(target)
     if present and present["fingerprint"] == info["fingerprint"]:
         print(f"{task}: unchanged, {_summary(present)}")
@@ -163,30 +215,15 @@ def prepare(task: str, config: Config) -> None:
         name: official.get("train" if name == "validation" else name, False) for name in splits
     }
     info["capped"] = capped
-    from transformers import AutoTokenizer  # slow to import, and needed only here
-
-    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(config.backbone)[0])
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{task}.") as scratch:
-            finished = Path(scratch) / task
-            finished.mkdir()
-            info["splits"] = {
-                name: _write(rows, finished / f"{name}.parquet", tokenizer, info["max_length"])
-                for name, rows in splits.items()
-            }
-            for key in ("rows", "truncated"):
-                info[key] = {name: split[key] for name, split in info["splits"].items()}
-            text = json.dumps(info, indent=1, ensure_ascii=False) + "\n"
-            (finished / "info.json").write_text(text, encoding="utf-8")
-            if target.exists():
-                target.rename(Path(scratch) / "replaced")
-            finished.rename(target)
-    except OSError as error:
-        raise TaskError(
-            f"{shown(target)}: could not be written ({error.strerror or error}). Make room, or make the "
-            "folder writable, and run it again; nothing prepared before is lost."
-        )
+    tokenizer = load_tokenizer(resolve_backbone(config.backbone)[0], info["max_length"])
+    with _replacing(target) as folder:
+        info["splits"] = {
+            name: _write(rows, folder / f"{name}.parquet", tokenizer)
+            for name, rows in splits.items()
+        }
+        for key in ("rows", "truncated"):
+            info[key] = {name: split[key] for name, split in info["splits"].items()}
+        _write_json(info, folder / "info.json")
     print(f"{task}: prepared, {_summary(info)}")
 
 
@@ -242,6 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "import-argument":
             print("argument:", import_argument(options.folder, find_root() / MANUAL))
+            for noted in find_root().glob("data/prepared/*/argument/info.json"):
+                noted.unlink()  # so that `dvc repro` sees that there is something to prepare
             return 0
         config = load_config()
         if options.command == "prepare":

@@ -19,7 +19,7 @@ from adapterfusion.download import RECORD, freeze
 from adapterfusion.own import own_files, own_spec
 from adapterfusion.paths import find_root
 from adapterfusion.rows import content_sha256, count_parquet, read_examples, shown
-from adapterfusion.tasks import Example, Split, TaskError, TaskSpec
+from adapterfusion.tasks import AbsentError, Example, Split, TaskError, TaskSpec
 
 MANIFEST = "MANIFEST.json"
 MANUAL = Path("data") / "manual"  # what only a person may fetch, in the layout of a mirror
@@ -117,7 +117,7 @@ def _mirrored(spec: TaskSpec, folder: Path, source: str) -> Located:
         path = folder / name
         if not path.is_file():
             remedy = spec.manual or "Add the file, or drop the task from params.yaml."
-            raise TaskError(f"{shown(path)}: not found, so task {spec.name} is absent. {remedy}")
+            raise AbsentError(f"{shown(path)}: not found, so task {spec.name} is absent. {remedy}")
         rows, digest, entry = count_parquet(path), file_sha256(path), manifest.get(name, {})
         for key, found in (("sha256", digest), ("rows", rows)):
             if entry.get(key, found) != found:

@@ -18,6 +18,10 @@ class TaskError(ValueError):
     """A task, or the data behind it, cannot be used. The message names the place and the remedy."""
 
 
+class AbsentError(TaskError):
+    """There is no data for a task at its source."""
+
+
 class Example(TypedDict):
     """One row of any task. `label` indexes `labels` (classification) or the choices."""
 
