@@ -350,7 +350,7 @@ def test_the_mirror_loads_whole(tmp_path, monkeypatch):
     Path("params.yaml").write_text(yaml.safe_dump(values))
     environment = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", WHOLE], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", WHOLE], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     counts, peak = json.loads(done.stdout)

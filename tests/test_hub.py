@@ -381,7 +381,7 @@ def test_the_command_in_a_process_of_its_own(hub, monkeypatch, backbone, tmp_pat
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
