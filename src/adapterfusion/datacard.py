@@ -18,13 +18,14 @@ from adapterfusion.paths import Paths
 
 
 def infos(config: Config) -> dict[str, dict[str, Any]]:
-    """task -> info.json, in study order.
+    """task -> info.json of every task that is there, in study order.
 
     Raises:
         FileNotFoundError: a task was not prepared.
     """
     folder = Paths(config.profile).prepared
-    return {t: json.loads((folder / t / "info.json").read_text("utf-8")) for t in config.tasks}
+    read = {t: json.loads((folder / t / "info.json").read_text("utf-8")) for t in config.tasks}
+    return {task: info for task, info in read.items() if "absent" not in info}
 
 
 def _labels(config: Config, task: str, split: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from adapterfusion.config import Config
 from adapterfusion.paths import atomic_write
-from adapterfusion.runs import METHODS
+from adapterfusion.runs import METHODS, tasks_of
 from adapterfusion.tables import aggregate, protocols, scores
 
 COLOURS = {"head": "#999999", "full": "#000000", "st_adapter": "#0072B2", "fusion_st": "#D55E00"}
@@ -94,15 +94,14 @@ def relative_to_full(config: Config, records: list[dict[str, Any]]) -> tuple[Fig
     protocol = protocols(config)[0]
     frame = aggregate(scores(records)).query("metric == 'accuracy' and protocol == @protocol")
     full = frame[frame["method"] == "full"].set_index("task")["mean"]
+    targets = tasks_of(config, "fusion_st")
     methods = [m for m in METHODS if m not in ("full", "head") and m in set(frame["method"])]
-    figure, axis = plt.subplots(
-        figsize=(1.6 + 0.75 * len(config.targets), 3.0), layout="constrained"
-    )
+    figure, axis = plt.subplots(figsize=(1.6 + 0.75 * len(targets), 3.0), layout="constrained")
     width = 0.8 / len(methods)
     data = []
     for i, method in enumerate(methods):
         part = frame[frame["method"] == method].set_index("task")
-        for x, task in enumerate(config.targets):
+        for x, task in enumerate(targets):
             centre = x + (i - (len(methods) - 1) / 2) * width
             delta = part.loc[task, "mean"] - full[task]
             seeds = np.array(part.loc[task, "scores"]) - full[task]
@@ -111,7 +110,7 @@ def relative_to_full(config: Config, records: list[dict[str, Any]]) -> tuple[Fig
             axis.plot(np.full(len(seeds), centre), seeds, ".", color="black", ms=3)
             data.append((method, task, protocol, delta))
     axis.axhline(0, color="black", lw=0.8)
-    axis.set_xticks(range(len(config.targets)), config.targets, rotation=35, ha="right")
+    axis.set_xticks(range(len(targets)), targets, rotation=35, ha="right")
     axis.set_ylabel("points above full fine-tuning")
     axis.legend(ncols=len(methods), loc="upper left", bbox_to_anchor=(0, 1.18))
     return figure, pd.DataFrame(data, columns=["method", "task", "protocol", "difference"])

@@ -7,7 +7,7 @@ import pandas as pd
 
 from adapterfusion.config import Config
 from adapterfusion.paths import Paths, atomic_write
-from adapterfusion.runs import METHODS, correctness
+from adapterfusion.runs import METHODS, correctness, tasks_of
 from adapterfusion.stats import Interval, bootstrap
 from adapterfusion.tables import protocols, write_tables
 
@@ -26,7 +26,7 @@ def paired_table(
     protocol: the first that the configuration has, unless named.
     """
     protocol = protocol or protocols(config)[0]
-    differences = {t: difference(config, a, b, t, protocol) for t in config.targets}
+    differences = {t: difference(config, a, b, t, protocol) for t in tasks_of(config, "fusion_st")}
     intervals = {t: bootstrap([d]) for t, d in differences.items()}
     intervals["mean"] = bootstrap(list(differences.values()))
     table = pd.DataFrame(

@@ -24,6 +24,10 @@ from nbformat import NotebookNode
 from adapterfusion.config import load_config
 from adapterfusion.paths import Paths, atomic_write, find_root
 from adapterfusion.progress import PROGRESS
+from adapterfusion.runs import absent
+
+# The method of the notebooks that train one only.
+METHOD_OF = {"03_single_task_adapter": "st_adapter", "05_fusion": "fusion_st"}
 
 
 def strip(notebook: NotebookNode) -> NotebookNode:
@@ -96,6 +100,8 @@ def _progress_to_terminal() -> Iterator[None]:
 def run(name: str, parameters: dict[str, str], root: Path) -> Path:
     """Execute notebooks/<name>.ipynb with the given identifiers; all numbers come from params.yaml.
 
+    A task that is absent gets a copy that says so, and empty folders where its runs would lie.
+
     Returns:
         the executed, canonical copy: results/<profile>/notebooks/<name>[-<value>...].ipynb.
 
@@ -106,8 +112,16 @@ def run(name: str, parameters: dict[str, str], root: Path) -> Path:
     from traitlets.config import Config
 
     config = load_config(root / "params.yaml")
+    reason = absent(config, parameters["task"]) if "task" in parameters else None
     stem = "-".join([name, *parameters.values()])
     target = Paths(config.profile, root).notebooks / f"{stem}.ipynb"
+    if reason:
+        method = parameters.get("method") or METHOD_OF[name]
+        for folder in (Paths(config.profile, root).runs, Paths(config.profile, root).weights):
+            (folder / method / parameters["task"]).mkdir(parents=True, exist_ok=True)
+        note = nbformat.v4.new_markdown_cell(f"`{parameters['task']}` is absent. {reason}")
+        _write(canonical(nbformat.v4.new_notebook(cells=[note])), target)
+        return target
     scratch = root / "build" / "failed" / f"{config.profile}-{stem}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     # Kernels talk over sockets in a folder of their own: nobody listens in, and two runs side by side

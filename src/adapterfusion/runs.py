@@ -47,9 +47,19 @@ METHODS = {
 }
 
 
+def absent(config: Config, task: str) -> str | None:
+    """Why a task is left out of the study though params.yaml names it; None where it is there.
+
+    A task that only a person may fetch is prepared as such a note, and everything goes on without it.
+    """
+    info = Paths(config.profile).prepared / task / "info.json"
+    return json.loads(info.read_text("utf-8")).get("absent") if info.is_file() else None
+
+
 def tasks_of(config: Config, method: str) -> list[str]:
     """The tasks a method is run on: adapters for every task, all else for the targets."""
-    return list(config.tasks) if method == "st_adapter" else list(config.targets)
+    names = config.tasks if method == "st_adapter" else config.targets
+    return [task for task in names if not absent(config, task)]
 
 
 def source_seed(config: Config, source: str, seed: int) -> int:
@@ -67,6 +77,8 @@ def source_adapters(config: Config, seed: int) -> dict[str, Artifact]:
     paths = Paths(config.profile)
     sources = {}
     for source in config.sources:
+        if absent(config, source):
+            continue
         trained = source_seed(config, source, seed)
         weights = paths.run_weights("st_adapter", source, trained) / "model.safetensors"
         if not weights.is_file():

@@ -10,7 +10,7 @@ import pandas as pd
 
 from adapterfusion.config import Config
 from adapterfusion.paths import Paths, atomic_write
-from adapterfusion.runs import METHODS
+from adapterfusion.runs import METHODS, absent, tasks_of
 
 PROTOCOLS = {
     "held_out": "epoch chosen on a part of train that was held out, reported on dev",
@@ -120,10 +120,11 @@ def main_table(
     """
     frame = aggregate(scores(records))
     frame = frame[(frame["protocol"] == protocol) & (frame["metric"] == metric)]
-    frame = frame[frame["task"].isin(config.targets)]
+    targets = tasks_of(config, "fusion_st")
+    frame = frame[frame["task"].isin(targets)]
     first = {r["task"]: r for r in reversed(records)}
     means = frame.pivot(index="task", columns="method", values="mean")
-    tasks = [t for t in config.targets if t in means.index]
+    tasks = [t for t in targets if t in means.index]
     methods = [m for m in METHODS if m in means.columns]
     cells = frame.set_index(["task", "method"])
 
@@ -142,16 +143,18 @@ def main_table(
     table.insert(0, "Train", [f"{first[t]['data']['rows']['train']:,}" for t in tasks])
     table.insert(1, "Dev", [f"{first[t]['data']['rows']['dev']:,}" for t in tasks])
     table.insert(2, "Seeds", [len(config.tasks[t].seeds) for t in tasks])
+    table = table.astype(object)  # counts above, blanks in the row of means
     table.loc["Mean"] = ["", "", ""] + [f"{means.loc[tasks, m].mean():.2f}" for m in methods]
     return table
 
 
 def caption(config: Config, records: list[dict[str, Any]], protocol: str) -> str:
     """One sentence per thing a reader must know of a table made from these records."""
-    first = {r["task"]: r for r in reversed(records) if r["task"] in config.targets}
+    targets = tasks_of(config, "fusion_st")
+    first = {r["task"]: r for r in reversed(records) if r["task"] in targets}
     marked = [
         f"{r['data']['title']} ({', '.join(data_notes(r))})"
-        for r in (first[t] for t in config.targets)
+        for r in (first[t] for t in targets)
         if data_notes(r)
     ]
     text = (
@@ -160,6 +163,9 @@ def caption(config: Config, records: list[dict[str, Any]], protocol: str) -> str
     )
     if marked:
         text += " * Not comparable with published numbers: " + "; ".join(marked) + "."
+    missing = [f"{task} ({reason})" for task in config.tasks if (reason := absent(config, task))]
+    if missing:
+        text += f" Absent: {'; '.join(missing)}"
     return text
 
 
