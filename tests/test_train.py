@@ -18,8 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adapterfusion import evaluate
 from adapterfusion import train as train_module
-from adapterfusion.batches import load_split
+from adapterfusion.batches import collate, load_split
 from adapterfusion.checkpoint import WeightsError, load_adapter, load_checkpoint
 from adapterfusion.config import AdapterConfig, FusionConfig, Recipe
 from adapterfusion.evaluate import mean_attention, predict
@@ -86,12 +87,11 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(spec_of, tmp_pat
     assert not np.array_equal(logits_of(tmp_path / "a"), logits_of(tmp_path / "c"))
 
 
-def test_seed_decides_the_start_the_dropout_and_the_order(make_spec, tmp_path):
-    weights = {}
-    for seed in (1, 2):
-        run = Run(make_spec(seed=seed), tmp_path)
-        weights[seed] = run._weights()
-    assert not torch.equal(weights[1]["head.1.weight"], weights[2]["head.1.weight"])
+def test_seed_decides_the_start(make_spec, tmp_path):
+    first, again, other = (Run(make_spec(seed=s), tmp_path)._weights() for s in (1, 1, 2))
+    for name in ("head.1.weight", "adapter.output.0.down.weight"):
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
 
 
 def test_order_and_random_numbers_differ_by_seed_and_by_epoch(make_spec, tmp_path, monkeypatch):
@@ -270,6 +270,17 @@ def test_weights_that_are_left_behind_give_the_predictions(spec_of, tmp_path):
     np.testing.assert_array_equal(logits, logits_of(tmp_path).astype(np.float32))
     accuracy = (logits.argmax(1) == run.splits["dev"].labels).mean()
     assert record["metrics"]["held_out"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_logits_stand_in_the_order_of_the_rows(make_spec, tmp_path, monkeypatch):
+    run = Run(make_spec("backbone", "choice"), tmp_path)
+    dev = run.splits["dev"]
+    assert np.any(np.diff(dev.lengths) < 0)  # rows are evaluated by length
+    run.model.eval()
+    with torch.no_grad():
+        one_by_one = [run.model(collate(dev, np.array([i]), 0))[0].numpy() for i in range(24)]
+    monkeypatch.setattr(evaluate, "EVALUATION_ROWS", 7)
+    np.testing.assert_allclose(predict(run.model, dev, run.pad_id), one_by_one, atol=1e-5)
 
 
 def test_each_rule_reports_dev_at_the_epoch_it_chose(spec_of, tmp_path):
