@@ -60,7 +60,6 @@ def test_canonical_keeps_outputs_and_drops_times_ids_and_kernel():
     nbformat.validate(after)
 
 
-@pytest.mark.xfail(strict=True, reason="streams are kept in the pieces in which they arrived")
 def test_canonical_does_not_depend_on_the_pieces_in_which_streams_arrived():
     pieces = [("stdout", "a\n"), ("stderr", "w\n"), ("stdout", "b\n"), ("stderr", "x\n")]
     whole = [("stdout", "a\nb\n"), ("stderr", "w\nx\n")]

@@ -93,7 +93,8 @@ def training_batches(
     """Every row once, in batches of like length, in random order.
 
     Rows are shuffled, sorted by length within pools of a few batches, cut, and the batches
-    shuffled: little padding, and yet other neighbours each epoch.
+    shuffled: little padding, and yet other neighbours each epoch (a task that fits one pool keeps
+    its neighbours by length).
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))

@@ -5,6 +5,7 @@ refused here rather than trained with; so are unknown keys, missing keys and wro
 """
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -184,6 +185,8 @@ def build(hint: Any, value: Any, key: str, where: str) -> Any:
         return {str(k): build(args[1], v, f"{key}.{k}", where) for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        _fail(where, key, f"{value} is not finite", "Write a finite number.")
     if type(value) is not hint:
         remedy = f"Write a value of type {hint.__name__}."
         if isinstance(value, str) and hint in (int, float):
@@ -227,6 +230,8 @@ def _check(config: Config, where: str) -> None:
             _fail(
                 where, f"tasks.{name}.seeds", "empty, or a seed is named twice", "List each once."
             )
+        if not all(0 <= seed < 2**32 for seed in task.seeds):
+            _fail(where, f"tasks.{name}.seeds", "a seed lies outside [0, 2**32)", "Choose another.")
         for key in ("train", "dev", "max_length", "epochs"):
             if getattr(task, key) is not None and getattr(task, key) < 1:
                 _fail(where, f"tasks.{name}.{key}", "must be at least 1", "Use null for no cap.")

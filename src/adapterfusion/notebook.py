@@ -38,6 +38,23 @@ def strip(notebook: NotebookNode) -> NotebookNode:
     return canonical(notebook)
 
 
+def _whole_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Between two displays, what was printed in one piece and stdout first: pieces come as time has it."""
+    result: list[NotebookNode] = []
+    start = 0
+    for output in outputs:
+        streams = {o.name: o for o in result[start:]}
+        if output.output_type != "stream":
+            result.append(output)
+            start = len(result)
+        elif output.name in streams:
+            streams[output.name].text += output.text
+        else:
+            result.append(output)
+            result[start:] = sorted(result[start:], key=lambda o: o.name, reverse=True)
+    return result
+
+
 def canonical(notebook: NotebookNode) -> NotebookNode:
     """The same bytes for the same content: ids by position, no times, no machine's kernel details."""
     notebook.metadata = NotebookNode(
@@ -46,6 +63,8 @@ def canonical(notebook: NotebookNode) -> NotebookNode:
     )
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
+        if cell.cell_type == "code":
+            cell.outputs = _whole_streams(cell.outputs)
         tags = cell.metadata.get("tags", [])
         cell.metadata = NotebookNode({"tags": tags} if tags else {})
     return notebook

@@ -161,6 +161,8 @@ def caption(config: Config, records: list[dict[str, Any]], protocol: str) -> str
         f"Accuracy in %, mean ± sample standard deviation over seeds; {PROTOCOLS[protocol]}. "
         f"Backbone {config.backbone.name}."
     )
+    if config.data.validation:
+        text += f" {100 * config.data.validation:.0f} % of each training set are held out."
     if marked:
         text += " * Not comparable with published numbers: " + "; ".join(marked) + "."
     missing = [f"{task} ({reason})" for task in config.tasks if (reason := absent(config, task))]

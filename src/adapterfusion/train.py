@@ -43,7 +43,7 @@ from adapterfusion.spec import RunSpec, code_sha256
 
 
 class TrainingError(RuntimeError):
-    """A run that must not be trusted: something frozen has moved."""
+    """A run that must not be trusted: something frozen has moved, or the record is another run's."""
 
 
 def build_model(spec: RunSpec, info: dict[str, Any]) -> TaskModel:
@@ -71,7 +71,8 @@ def parameter_groups(model: TaskModel, weight_decay: float) -> list[dict[str, An
     """AdamW's groups. No decay for biases, LayerNorms, or V, which is drawn to I and not to zero."""
     decayed, exempt = [], []
     for name, parameter in model.trainable().items():
-        is_exempt = name.endswith(".bias") or "LayerNorm" in name or ".value." in name
+        is_v = name.startswith("fusion.") and ".value." in name
+        is_exempt = name.endswith(".bias") or "LayerNorm" in name or is_v
         (exempt if is_exempt else decayed).append(parameter)
     groups = [(decayed, weight_decay), (exempt, 0.0)]
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
@@ -175,14 +176,16 @@ class Run:
             progress.step(loss, len(rows))
         return total / len(train)
 
-    def evaluate_epoch(self) -> dict[str, dict[str, float]]:
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Logits of validation and dev with the weights as they are."""
+        return {
+            name: predict(self.model, self.splits[name], self.pad_id, self.features.get(name))
+            for name in self.rules.values()
+        }
+
+    def evaluate_epoch(self, logits: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         """Score validation and dev, and keep what is the best so far by either rule."""
-        scores = {}
-        logits = {}
-        for name in self.rules.values():
-            split = self.splits[name]
-            logits[name] = predict(self.model, split, self.pad_id, self.features.get(name))
-            scores[name] = score(split.labels, logits[name])
+        scores = {name: score(self.splits[name].labels, logits[name]) for name in logits}
         for i, (rule, name) in enumerate(self.rules.items()):
             key = [scores[name]["accuracy"], -scores[name]["loss"]]  # ties go to the lower loss
             best = self.state.best.get(rule)
@@ -202,11 +205,13 @@ class Run:
             while state.status == "running":
                 started = time.perf_counter()
                 loss = self.train_epoch(progress)
-                if loss is None:
-                    state.status = "diverged"
-                    self._load(state.kept)
                 trained = time.perf_counter()
-                scores = self.evaluate_epoch()
+                logits = self.predictions()
+                if loss is None or not all(np.isfinite(x).all() for x in logits.values()):
+                    state.status, loss = "diverged", None
+                    self._load(state.kept)
+                    logits = self.predictions()
+                scores = self.evaluate_epoch(logits)
                 seconds = {
                     "train_seconds": round(trained - started, 3),
                     "evaluation_seconds": round(time.perf_counter() - trained, 3),
@@ -290,10 +295,19 @@ class Run:
 
 
 def train(spec: RunSpec, folder: Path) -> dict[str, Any]:
-    """Bring the run in `folder` to its end, from wherever it stands. Returns run.json."""
-    record = Path(folder) / "run.json"
-    if record.is_file():
-        return json.loads(record.read_text())
+    """Bring the run in `folder` to its end, from wherever it stands. Returns run.json.
+
+    Raises:
+        TrainingError: the folder holds a finished run of another spec.
+    """
+    path = Path(folder) / "run.json"
+    if path.is_file():
+        record = json.loads(path.read_text())
+        if record["config"] != spec.identity():
+            raise TrainingError(
+                f"{path}: the record of another run. Use another folder, or empty it."
+            )
+        return record
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Run(spec, folder).finish()
 
@@ -304,7 +318,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     try:
         record = train(RunSpec.read(folder / "spec.json"), folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TrainingError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(record["metrics"]))
 
