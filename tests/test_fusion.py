@@ -18,7 +18,7 @@ from adapterfusion.config import AdapterConfig, FusionConfig
 from adapterfusion.evaluate import mean_attention
 from adapterfusion.fusion import Fusion, TaskFusion, record_attention
 from adapterfusion.model import TaskModel, load_backbone
-from adapterfusion.train import parameter_groups
+from adapterfusion.assemble import parameter_groups
 
 FORMS = ["reference", "folded"]
 VARIANTS = ["dynamic", "static"]

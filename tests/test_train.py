@@ -266,15 +266,15 @@ def test_weights_that_are_left_behind_give_the_predictions(spec_of, tmp_path):
     record = train(spec, tmp_path)
     run = Run(spec, tmp_path / "again")
     run._load(load_file(tmp_path / "model.safetensors"))
-    logits = predict(run.model, run.splits["dev"], run.pad_id)
+    logits = predict(run.model, run.tasks[run.spec.task].splits["dev"], run.pad_id)
     np.testing.assert_array_equal(logits, logits_of(tmp_path).astype(np.float32))
-    accuracy = (logits.argmax(1) == run.splits["dev"].labels).mean()
+    accuracy = (logits.argmax(1) == run.tasks[run.spec.task].splits["dev"].labels).mean()
     assert record["metrics"]["held_out"]["accuracy"] == pytest.approx(accuracy)
 
 
 def test_logits_stand_in_the_order_of_the_rows(make_spec, tmp_path, monkeypatch):
     run = Run(make_spec("backbone", "choice"), tmp_path)
-    dev = run.splits["dev"]
+    dev = run.tasks[run.spec.task].splits["dev"]
     assert np.any(np.diff(dev.lengths) < 0)  # rows are evaluated by length
     run.model.eval()
     with torch.no_grad():
@@ -420,7 +420,7 @@ def test_bfloat16_runs_near_float32_and_keeps_weights_in_float32(spec_of, tmp_pa
 
 def test_head_from_remembered_states_equals_head_without(make_spec, tmp_path):
     run = Run(make_spec("head", "choice"), tmp_path)
-    dev = run.splits["dev"]
+    dev = run.tasks[run.spec.task].splits["dev"]
     assert run.features["dev"].shape == (24, 3, 32)
     remembered = predict(run.model, dev, run.pad_id, run.features["dev"])
     np.testing.assert_allclose(remembered, predict(run.model, dev, run.pad_id), atol=1e-6)
@@ -517,7 +517,7 @@ def test_an_adapter_of_another_backbone_is_refused(spec_of, roberta, tmp_path):
 def test_weights_without_an_adapter_are_refused(make_spec, bert, tmp_path):
     train(make_spec("head"), tmp_path)
     with pytest.raises(WeightsError, match="holds no adapter but the weights of head"):
-        load_adapter(tmp_path / "model.safetensors", load_backbone(bert.path), bert.sha256)
+        load_adapter(tmp_path / "model.safetensors", load_backbone(bert.path), make_spec(), "two")
 
 
 @pytest.mark.parametrize("kind", ["backbone", "plain", "text", "missing"])
@@ -530,12 +530,12 @@ def test_a_file_that_is_no_runs_weights_is_refused(bert, tmp_path, kind):
     elif kind == "text":
         path.write_text("hello")
     with pytest.raises(WeightsError, match=r"model\.safetensors: not the weights of a run"):
-        load_adapter(path, load_backbone(bert.path), bert.sha256)
+        load_adapter(path, load_backbone(bert.path), make_spec(), "two")
 
 
 def test_a_trained_adapter_is_loaded_as_it_was_saved(sources, bert):
     path = Path(sources["source1"].path)
-    adapter = load_adapter(path, load_backbone(bert.path), bert.sha256)
+    adapter = load_adapter(path, load_backbone(bert.path), make_spec(), "two")
     assert adapter.config == AdapterConfig(reduction=8)
     saved = load_file(path)
     for name, parameter in adapter.named_parameters():
@@ -552,7 +552,7 @@ def test_fusion_record_holds_the_attention_of_the_weights_that_are_kept(spec_of,
     np.testing.assert_allclose(np.sum(attention["layers"], axis=1), 1, atol=1e-5)
     run = Run(spec, tmp_path)
     run._load(load_file(tmp_path / "model.safetensors"))
-    expected = mean_attention(run.model, run.splits["dev"], run.pad_id)
+    expected = mean_attention(run.model, run.tasks[run.spec.task].splits["dev"], run.pad_id)
     np.testing.assert_allclose(attention["layers"], expected, atol=1e-6)
 
 

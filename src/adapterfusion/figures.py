@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from adapterfusion.config import Config
 from adapterfusion.paths import atomic_write
-from adapterfusion.runs import METHODS, tasks_of
+from adapterfusion.methods import METHODS
+from adapterfusion.plans import tasks_of
 from adapterfusion.tables import aggregate, protocols, scores
 
 COLOURS = {"head": "#999999", "full": "#000000", "st_adapter": "#0072B2", "fusion_st": "#D55E00"}

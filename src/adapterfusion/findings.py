@@ -7,7 +7,9 @@ import pandas as pd
 
 from adapterfusion.config import Config
 from adapterfusion.paths import Paths, atomic_write
-from adapterfusion.runs import METHODS, correctness, tasks_of
+from adapterfusion.methods import METHODS
+from adapterfusion.plans import tasks_of
+from adapterfusion.runs import correctness
 from adapterfusion.stats import Interval, bootstrap
 from adapterfusion.tables import protocols, write_tables
 

@@ -10,7 +10,8 @@ import pandas as pd
 
 from adapterfusion.config import Config
 from adapterfusion.paths import Paths, atomic_write
-from adapterfusion.runs import METHODS, absent, tasks_of
+from adapterfusion.methods import METHODS
+from adapterfusion.plans import absent, tasks_of
 
 PROTOCOLS = {
     "held_out": "epoch chosen on a part of train that was held out, reported on dev",
