@@ -14,8 +14,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from adapterfusion.config import Config
-from adapterfusion.paths import atomic_write
 from adapterfusion.methods import METHODS
+from adapterfusion.paths import atomic_write
 from adapterfusion.plans import tasks_of
 from adapterfusion.tables import aggregate, protocols, scores
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from adapterfusion.config import Config
-from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.methods import METHODS
+from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import tasks_of
 from adapterfusion.runs import correctness
 from adapterfusion.stats import Interval, bootstrap

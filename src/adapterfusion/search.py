@@ -17,8 +17,8 @@ import pandas as pd
 
 from adapterfusion.backbone import file_sha256
 from adapterfusion.config import Config, load_config
-from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.methods import METHODS
+from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import Planner, RunError, RunName
 from adapterfusion.spec import Artifact, RunSpec
 from adapterfusion.train import train

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from adapterfusion.config import Config
-from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.methods import METHODS
+from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import absent, tasks_of
 
 PROTOCOLS = {
