@@ -1,4 +1,4 @@
-"""Fusion: both forms against loops over tokens and adapters, against each other in value and
+"""Fusion: all forms against loops over tokens and adapters, against each other in value and
 gradient, its start, its penalty, what it trains, and the attention that is averaged for the reader.
 """
 
@@ -21,6 +21,7 @@ from adapterfusion.model import TaskModel, load_backbone
 from adapterfusion.assemble import parameter_groups
 
 FORMS = ["reference", "folded"]
+ORDERS = ["token_side", "weight_side"]  # of the products in `folded`
 VARIANTS = ["dynamic", "static"]
 
 
@@ -68,7 +69,7 @@ def by_loops(fusion: Fusion, adapters: list[Adapter], y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["reference", *ORDERS])
 @pytest.mark.parametrize(("n", "widths"), [(1, [3]), (2, [4]), (5, [2, 5, 1])])
 def test_equals_loops_over_tokens_and_adapters(form, variant, n, widths):
     fusion = make_fusion(8, torch.float64, variant)
@@ -77,6 +78,25 @@ def test_equals_loops_over_tokens_and_adapters(form, variant, n, widths):
     with torch.no_grad():
         result = getattr(fusion, form)(y, AdapterBank(adapters))
         torch.testing.assert_close(result, by_loops(fusion, adapters, y), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n", "tokens", "training", "order"),
+    [
+        (8, 64, True, "weight_side"),
+        (8, 4, True, "token_side"),
+        (30, 64, True, "token_side"),
+        (30, 64, False, "weight_side"),
+        (8, 16, False, "token_side"),
+    ],
+)
+def test_folded_takes_the_cheaper_order(monkeypatch, n, tokens, training, order):
+    fusion = make_fusion(32, torch.float32)
+    bank = AdapterBank(make_adapters(n, 32, [2 if n > 8 else 4]))
+    for name in ORDERS:
+        monkeypatch.setattr(fusion, name, lambda y, bank, name=name: name)
+    with torch.set_grad_enabled(training):
+        assert fusion.folded(torch.zeros(2, tokens // 2, 32), bank) == order
 
 
 def test_implementation_chooses_the_form(monkeypatch):
@@ -137,13 +157,30 @@ def test_folded_equals_reference(
     bank = AdapterBank([a.to(dtype) for a in make_adapters(n, d, widths, activation)])
     y = torch.randn(batch, tokens, d, generator=generator).to(dtype)
     mask = torch.rand(batch, tokens, generator=generator) < 0.7
-    reference, folded = (value_and_gradients(fusion, form, bank, y, mask) for form in FORMS)
+    reference = value_and_gradients(fusion, "reference", bank, y, mask)
     assert set(reference) >= {"query.weight", "query.bias", "key.weight", "key.bias", "input"}
     assert ("value.weight" in reference) == (variant == "dynamic")
-    assert largest_difference(reference, folded) < tolerance
+    for order in ORDERS:
+        folded = value_and_gradients(fusion, order, bank, y, mask)
+        assert largest_difference(reference, folded) < tolerance, order
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_folded_equals_reference_in_mixed_precision(order):
+    fusion = make_fusion(64, torch.float32)
+    bank = AdapterBank(make_adapters(4, 64, [8]))
+    y = torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(0))
+    exact = value_and_gradients(fusion, "reference", bank, y, torch.ones(4, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = {
+            form: value_and_gradients(fusion, form, bank, y, torch.ones(4, 16))
+            for form in ("reference", order)
+        }
+    worst = largest_difference(exact, rough["reference"])
+    assert largest_difference(exact, rough[order]) < 1.5 * worst < 0.15
+
+
+@pytest.mark.parametrize("form", ["reference", *ORDERS])
 def test_key_bias_is_kept_because_dropout_sees_it(form):
     fusion = make_fusion(8, torch.float64, dropout=0.5)
     bank = AdapterBank([a.double() for a in make_adapters(3, 8, [4])])
@@ -155,7 +192,7 @@ def test_key_bias_is_kept_because_dropout_sees_it(form):
     assert without["key.bias"].abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["reference", *ORDERS])
 def test_dropout_falls_on_scores_before_the_softmax(form):
     fusion = make_fusion(8, torch.float64, dropout=0.5)
     bank = AdapterBank([a.double() for a in make_adapters(4, 8, [4])])
@@ -173,7 +210,7 @@ def test_dropout_falls_on_scores_before_the_softmax(form):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["reference", *ORDERS])
 @pytest.mark.parametrize("n", [1, 4])
 def test_new_fusion_of_identical_adapters_equals_the_adapter(form, variant, n):
     torch.manual_seed(0)
@@ -211,7 +248,7 @@ def test_static_fusion_has_no_v_and_no_penalty():
     assert fusion.penalty().item() == 0
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["reference", *ORDERS])
 def test_order_of_adapters_does_not_change_the_output(form):
     fusion = make_fusion(16, torch.float64)
     adapters = [adapter.double() for adapter in make_adapters(6, 16, [2, 5])]

@@ -16,7 +16,7 @@ from adapterfusion.config import FusionConfig
 from adapterfusion.fusion import Fusion, record_attention
 from adapterfusion.inject import AdaptedOutput
 
-FORMS = ["reference", "folded"]
+FORMS = ["reference", "token_side", "weight_side"]
 EVERY = [(name, form) for name in CASES for form in (FORMS if name in FUSIONS else FORMS[:1])]
 
 

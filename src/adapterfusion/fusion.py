@@ -26,7 +26,8 @@ class Fusion(nn.Module):
     """One layer's fusion parameters (the paper's Psi): Q, K and, unless static, V.
 
     Two forms of one formula: `reference` reads like the equations above; `folded` never builds the
-    N vectors of width d. Tests hold them equal, in value and in gradient.
+    N vectors of width d, by one of two orders of its products. Tests hold them all equal, in value
+    and in gradient.
     """
 
     def __init__(self, hidden_size: int, config: FusionConfig):
@@ -60,7 +61,21 @@ class Fusion(nn.Module):
         return torch.einsum("...n,...nd->...d", a, v)
 
     def folded(self, y: Tensor, bank: AdapterBank) -> Tensor:
-        """The same, exactly, in 3 d^2 + 3 N r d multiplications a token, storing N r, not N d.
+        """The same, exactly, by the side that costs fewer multiplications at this many tokens.
+
+        With T tokens and R = N r a layer's score and mix cost, forward and backward, d (9 d T + 4 R T)
+        on the token side and d (6 R T + 7 R d) on the weight side; forward alone 3 d (d T + R T)
+        against 3 d (R T + R d).
+        """
+        tokens, d, width = y.shape[:-1].numel(), y.shape[-1], bank.up_weight.shape[1]
+        if torch.is_grad_enabled():
+            weights_pay = width * (2 * tokens + 7 * d) < 9 * d * tokens
+        else:
+            weights_pay = width < tokens
+        return self.weight_side(y, bank) if weights_pay else self.token_side(y, bank)
+
+    def token_side(self, y: Tensor, bank: AdapterBank) -> Tensor:
+        """Folded in 3 d^2 + 3 N r d multiplications a token, storing N r values, not N d.
 
         q . (K up_n) = (K' q) . up_n, so one product with K' replaces N with K; U_n is folded into
         score and mix, and V, being linear, is applied once to the mix. q . b_k is equal for all n
@@ -75,6 +90,25 @@ class Fusion(nn.Module):
         a = self.softmax(self.dropout(scores))
         mix = F.linear((a.unsqueeze(-1) * g).flatten(-2), bank.up_weight) + a @ bank.up_bias
         return self.value(mix) if self.value is not None else mix
+
+    def weight_side(self, y: Tensor, bank: AdapterBank) -> Tensor:
+        """Folded in 3 N r d multiplications a token, after 3 N r d^2 for the batch.
+
+        Q, K and V meet the up-projections before they meet a token: scores are g_n . A_n' y with
+        A = U' K' Q, and the fused output is B applied to the a_n g_n with B = V U.
+        """
+        width = bank.up_weight.shape[1]
+        up = torch.cat([bank.up_weight, bank.up_bias.T], 1)  # U and c: [d, N r + N]
+        g = bank.bottlenecks(y)  # [..., N, r]
+        to_scores = torch.linalg.multi_dot([up.T, self.key.weight.T, self.query.weight])
+        through = F.linear(y, to_scores, up.T @ (self.key.weight.T @ self.query.bias))
+        through_up, through_bias = through.split([width, bank.size], -1)
+        to_key_bias = self.key.bias @ self.query.weight  # q . b_k = y . Q' b_k + b_q . b_k
+        key_bias = y @ to_key_bias + self.query.bias @ self.key.bias
+        scores = (through_up.unflatten(-1, (bank.size, -1)) * g).sum(-1)  # [..., N]
+        a = self.softmax(self.dropout(scores + through_bias + key_bias.unsqueeze(-1)))
+        to_output = self.value.weight @ up if self.value is not None else up
+        return F.linear(torch.cat([(a.unsqueeze(-1) * g).flatten(-2), a], -1), to_output)
 
     def penalty(self) -> Tensor:
         """||V - I||^2 (Frobenius), which keeps V near the identity; zero for static fusion."""
