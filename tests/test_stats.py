@@ -169,7 +169,7 @@ def test_paired_p_does_not_depend_on_order_or_direction():
 
 
 def test_paired_p_keeps_its_level_where_seeds_matter():
-    """No difference between the methods, but lucky seeds: a test over rows alone sees one in half."""
+    """No difference between the methods, but lucky seeds: a test over rows alone sees one often."""
     rng = np.random.default_rng(0)
     p, p_rows = [], []
     for _ in range(400):
