@@ -18,6 +18,15 @@ from adapterfusion.stats import LEVEL, bootstrap, holm, paired_p, wilcoxon
 from adapterfusion.tables import protocols
 
 VERDICTS = ("higher", "lower", "not distinguishable")
+ROLE_COLUMNS = ["target", "adapter", "role", "attention", "layer_max", "rank"]
+ROLE_COLUMNS += ["seeds_first", "seeds"]
+TEST_COLUMNS = ["target", "expectation", "source", "method", "difference", "low", "high", "p_holm"]
+TEST_COLUMNS += ["rank", "attention", "layer_max", "outcome", "verdict"]
+GAINS = {
+    "higher": "gains over",
+    "lower": "loses against",
+    "not distinguishable": "is not distinguishable from",
+}
 
 
 def title(name: str) -> str:
@@ -106,25 +115,19 @@ def comparison_table(
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """`comparison_table` for people: titles, signs, intervals."""
 
-    def test(row: pd.Series) -> str:
-        return f"{row['wilcoxon_p']:.3f}" + (" (too few tasks)" if row["too_few"] else "")
-
+    few = table["too_few"].map({True: " (too few tasks)", False: ""})
     return pd.DataFrame(
         {
-            "comparison": [
-                f"{title(a)} − {title(b)}" for a, b in zip(table.a, table.b, strict=True)
-            ],
+            "comparison": table["a"].map(title) + " − " + table["b"].map(title),
             "targets": table["targets"].str.cat(table["tasks"].astype(str), sep=": "),
             "difference": table["difference"].map("{:+.2f}".format),
-            "95 % interval": [
-                f"[{lo:+.2f}, {hi:+.2f}]"
-                for lo, hi in zip(table["low"], table["high"], strict=True)
-            ],
+            "95 % interval": table["low"].map("[{:+.2f}, ".format)
+            + table["high"].map("{:+.2f}]".format),
             "mean": table["verdict"],
             "higher on": table["higher"],
             "lower on": table["lower"],
             "not distinguishable on": table["not distinguishable"],
-            "Wilcoxon p": [test(row) for _, row in table.iterrows()],
+            "Wilcoxon p": table["wilcoxon_p"].map("{:.3f}".format) + few,
         }
     ).set_index("comparison")
 
@@ -163,10 +166,10 @@ def attention_roles(
         records: those of fusion_st; others are passed over.
 
     Returns:
-        columns target, adapter, role (own, helps, hurts, tempting, other), attention (mean over
-        layers and seeds), layer_max (the largest layer's, mean over seeds), rank (among the other
-        adapters, 1 is the most attended), seeds_first (seeds in which it ranks no lower than there
-        are helpers), seeds. The own adapter has no rank.
+        ROLE_COLUMNS. role: own, helps, hurts, tempting, other. attention: mean over layers and
+        seeds. layer_max: the largest layer's, mean over seeds. rank: among the other adapters, 1 is
+        the most attended; the own one has none. seeds_first: seeds in which it is among the first k,
+        for k helpers.
     """
     rows = []
     fused = [r for r in records if r["method"] == "fusion_st" and r["task"] in graph]
@@ -188,17 +191,7 @@ def attention_roles(
                 seed_ranks = (by_seed > by_seed[:, [j]]).sum(axis=1) + 1
                 row["seeds_first"] = int((seed_ranks <= helpers).sum())
             rows.append(row | {"seeds": len(runs)})
-    columns = [
-        "target",
-        "adapter",
-        "role",
-        "attention",
-        "layer_max",
-        "rank",
-        "seeds_first",
-        "seeds",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=ROLE_COLUMNS)
 
 
 def _expect(found: str, expected: str) -> str:
@@ -208,13 +201,6 @@ def _expect(found: str, expected: str) -> str:
     if found == "not distinguishable":
         return found
     return "as designed" if found == expected else "not as designed"
-
-
-GAINS = {
-    "higher": "gains over",
-    "lower": "loses against",
-    "not distinguishable": "is not distinguishable from",
-}
 
 
 def transfer_graph_test(
@@ -239,9 +225,8 @@ def transfer_graph_test(
         records: of the profile's methods. A method without records is "not tested".
 
     Returns:
-        columns target, expectation, source, method, difference, low, high, p_holm, rank, attention,
-        layer_max, outcome (as designed, not as designed, not distinguishable, not tested), verdict
-        (a sentence). Differences are method minus ST-A in points.
+        TEST_COLUMNS. Differences are method minus ST-A in points. outcome: as designed, not as
+        designed, not distinguishable, not tested. verdict: a sentence.
     """
     run = {r["method"] for r in records}
     compared = {
@@ -297,9 +282,7 @@ def transfer_graph_test(
             compare(target, "not hurt", ", ".join(hurts), "fusion_st", "not lower")
         if not helps:
             compare(target, "nothing helps", "", "fusion_st", "not higher")
-    columns = ["target", "expectation", "source", "method", "difference", "low", "high", "p_holm"]
-    columns += ["rank", "attention", "layer_max", "outcome", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=TEST_COLUMNS)
 
 
 def graph_verdict(table: pd.DataFrame) -> str:
@@ -312,12 +295,9 @@ def graph_verdict(table: pd.DataFrame) -> str:
         "nothing helps": "Fusion does not gain where no source was made to help",
     }
     lines = []
-    for expectation, sentence in what.items():
-        part = table[table["expectation"] == expectation]
-        if part.empty:
-            continue
-        counts = part["outcome"].value_counts()
-        met = counts.pop("as designed") if "as designed" in counts else 0
+    for expectation, part in table.groupby("expectation", sort=False)["outcome"]:
+        counts = part.value_counts().to_dict()
+        met = counts.pop("as designed", 0)
         rest = "".join(f", {n} {outcome}" for outcome, n in counts.items())
-        lines.append(f"- {sentence}: in {met} of {len(part)} cases{rest}.")
+        lines.append(f"- {what[expectation]}: in {met} of {len(part)} cases{rest}.")
     return "\n".join(lines)
