@@ -31,7 +31,7 @@ COLOURS = {
     "fusion_mt": "#CC79A7",
 }
 MARKERS = dict(zip(COLOURS, ["P", "X", "s", "D", "<", "v", "^", "o", "*"], strict=True))
-HATCHES = dict(zip(COLOURS, ["..", "xx", "", "//", "--", "\\\\\\\\", "oo", "", "||"], strict=True))
+HATCHES = dict(zip(COLOURS, ["..", "xx", "", "//", "--", "\\\\", "oo", "", "||"], strict=True))
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 150,
@@ -129,6 +129,7 @@ def relative_to_full(config: Config, records: list[dict[str, Any]]) -> tuple[Fig
             data.append((method, task, protocol, delta))
     axis.axhline(0, color="black", lw=0.8)
     axis.set_xticks(range(len(targets)), targets, rotation=35, ha="right")
+    axis.set_xlim(-0.6, len(targets) - 0.4)
     axis.set_ylabel("points above full fine-tuning")
     figure.legend(ncols=min(4, len(methods)), loc="outside upper center")
     return figure, pd.DataFrame(data, columns=["method", "task", "protocol", "difference"])

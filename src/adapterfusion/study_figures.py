@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -70,17 +69,20 @@ def cost(
     """
     protocol = protocol or protocols(config)[0]
     targets = tasks_of(config, "fusion_st")
-    rows = [
-        (r["method"], r["task"], *(r["parameters"][k] for k in ("trainable", "stored")))
-        + (r["seconds"]["train"],)
-        for r in records
-    ]
     axes_of = {
         "trained": "trained parameters",
         "stored": "parameters stored for a target",
         "seconds": "training time of a target, s",
     }
-    costs = pd.DataFrame(rows, columns=["method", "task", *axes_of])
+    costs = pd.DataFrame(
+        {
+            "method": [r["method"] for r in records],
+            "task": [r["task"] for r in records],
+            "trained": [r["parameters"]["trainable"] for r in records],
+            "stored": [r["parameters"]["stored"] for r in records],
+            "seconds": [r["seconds"]["train"] for r in records],
+        }
+    )
     accuracy = scores(records).query("metric == 'accuracy' and protocol == @protocol")
     means = costs.groupby(["method", "task"]).mean()
     means["accuracy"] = accuracy.groupby(["method", "task"])["score"].mean()
@@ -96,6 +98,10 @@ def cost(
             look = _look(row["method"])
             axis.plot(row[column], row["accuracy"], ls="", ms=8, mec="black", mew=0.5, **look)
         axis.set_xscale("log")
+        if table[column].max() < 1000 * table[column].min():  # too few decades to label only them
+            axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axis.margins(0.12)
         axis.set_xlabel(label)
         axis.grid(color="#E5E5E5", lw=0.6)
@@ -140,7 +146,7 @@ def ablations(frame: pd.DataFrame, base: str = "fusion_st") -> tuple[Figure, pd.
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(range(len(controls)), [title(c) for c in controls])
     axis.set_ylim(len(controls) - 0.5, -0.5)
-    axis.set_xlabel(f"points of accuracy minus {title(base)}")
+    axis.set_xlabel(f"points of accuracy above {title(base)}")
     axis.grid(axis="x", color="#E5E5E5", lw=0.6)
     axis.set_axisbelow(True)
     mean_look = {"color": "#D55E00", "marker": "s", "ls": "-", "lw": 2.5, "mec": "black"}
@@ -195,7 +201,7 @@ def forgetting(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             at = y + (i - (len(methods) - 1) / 2) * step
             before, after = part["before"].mean(), part["after"].mean()
             axis.plot([before, after], [at, at], color=look["color"], lw=1.5)
-            axis.plot(part["after"], [at] * len(part), ".", color="black", ms=2.5, zorder=4)
+            axis.plot(part["after"], [at] * len(part), ".", color="#777777", ms=4)
             axis.plot(before, at, ls="", ms=8, mfc="white", mec=look["color"], marker="o", mew=1.2)
             axis.plot(after, at, ls="", ms=5.5, zorder=3, **look)
         if y:
@@ -220,13 +226,13 @@ def _rho(part: pd.DataFrame) -> str:
 def faithfulness(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Does attention say what matters? Change of loss without adapter n, against its attention.
 
-    A panel a target, with Spearman's ρ over its points; diamonds are the target's own adapter, the
-    adapter whose removal costs most is named. frame: columns target, adapter, seed, mass, loss_change
+    A panel a target, with Spearman's ρ over its points; diamonds are the target's own adapter.
+    The title names the adapter whose removal raises the loss most, on average. frame: columns target, adapter, seed, mass, loss_change
     and perhaps layer, which then gives the colour.
     """
     targets = list(dict.fromkeys(frame["target"]))
     layers = sorted(frame["layer"].unique()) if "layer" in frame else []
-    figure, panels = _panels(len(targets), 2.6, 2.3, 0.4)
+    figure, panels = _panels(len(targets), 2.6, 2.4, 0.4)
     shades = {"cmap": "viridis", "vmin": min(layers), "vmax": max(layers)} if layers else {}
     for axis, target in zip(panels, targets, strict=True):
         part = frame[frame["target"] == target]
@@ -240,20 +246,10 @@ def faithfulness(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             axis.scatter(rows["mass"], rows["loss_change"], **points, **colour, **shades)
         means = part.groupby("adapter", sort=False)[["mass", "loss_change"]].mean()
         most = means["loss_change"].idxmax()
-        at = part[part["adapter"] == most].nlargest(1, "loss_change").iloc[0]
-        left = at["mass"] > (part["mass"].min() + part["mass"].max()) / 2
-        axis.annotate(
-            most,
-            (at["mass"], at["loss_change"]),
-            xytext=(-6 if left else 6, 4),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            fontsize=8,
-        )
-        axis.margins(0.12, 0.18)
-        axis.set_title(f"{target}: {_rho(part)}")
+        axis.margins(0.1)
+        axis.set_title(f"{target}: {_rho(part)}\ncostliest to lose: {most}")
         axis.set_xlabel("attention on the adapter")
-        axis.set_ylabel("loss without it, change")
+        axis.set_ylabel("change of loss without it")
     if layers:
         mappable = matplotlib.cm.ScalarMappable(
             matplotlib.colors.Normalize(min(layers), max(layers)), "viridis"
