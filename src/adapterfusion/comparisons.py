@@ -13,7 +13,7 @@ import pandas as pd
 
 from adapterfusion.config import Config
 from adapterfusion.findings import difference
-from adapterfusion.runs import METHODS, tasks_of
+from adapterfusion.plans import tasks_of, title
 from adapterfusion.stats import LEVEL, bootstrap, holm, paired_p, wilcoxon
 from adapterfusion.tables import protocols
 
@@ -27,11 +27,6 @@ GAINS = {
     "lower": "loses against",
     "not distinguishable": "is not distinguishable from",
 }
-
-
-def title(name: str) -> str:
-    """A method's title; a control's identifier in words."""
-    return METHODS[name].title if name in METHODS else name.replace("_", " ")
 
 
 def differences(

@@ -183,7 +183,8 @@ def pairs(config: Config) -> list[tuple[str, str]]:
 def complete(config: Config, records: list[dict[str, Any]]) -> pd.DataFrame:
     """Accuracy of every run on a target, of the methods that were run on all of them."""
     protocol, targets = protocols(config)[0], tasks_of(config, "fusion_st")
-    frame = scores(records).query("protocol == @protocol and metric == 'accuracy'")
+    frame = scores(records)
+    frame = frame[(frame["protocol"] == protocol) & (frame["metric"] == "accuracy")]
     frame = frame[frame["task"].isin(targets)]
     return frame[frame.groupby("method")["task"].transform("nunique") == len(targets)]
 

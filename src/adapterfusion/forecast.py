@@ -32,7 +32,10 @@ from adapterfusion.plans import Planner, RunName, study, tasks_of
 GPUS = {"t4": 65, "v100": 125, "a10": 125, "rtx4090": 165, "a100": 312, "h100": 989, "h200": 989}
 REACHED = 0.3
 # Hidden size, layers and parameters of backbones one may ask about before they are downloaded.
-KNOWN = {"bert-base-uncased": (768, 12, 109_482_240), "roberta-base": (768, 12, 124_645_632)}
+KNOWN = {
+    "google-bert/bert-base-uncased": (768, 12, 109_482_240),
+    "FacebookAI/roberta-base": (768, 12, 124_645_632),
+}
 PER_RUN = 1.5  # seconds to load, check and save, as seen with the default backbone
 UNKNOWN_ROWS = 1000  # of a task of one's own that is not prepared yet
 

@@ -162,6 +162,11 @@ class Planner:
                 return weights
         return None
 
+    def records(self) -> list[Path]:
+        """run.json of every finished run of the study in the run store."""
+        paths = [self.folder(run) / "run.json" for run in study(self.config)]
+        return [path for path in paths if path.is_file()]
+
     def write_spec(self, run: RunName) -> RunSpec:
         """The run's spec, written where it will be trained."""
         folder, spec = self.folder(run), self.spec(run)

@@ -18,7 +18,8 @@ from scipy import stats as scipy_stats
 from adapterfusion.comparisons import title
 from adapterfusion.config import Config
 from adapterfusion.figures import COLOURS, MARKERS
-from adapterfusion.runs import METHODS, tasks_of
+from adapterfusion.methods import METHODS
+from adapterfusion.plans import tasks_of
 from adapterfusion.tables import protocols, scores
 
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#666666"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from adapterfusion.catalogue import PAPER
 from adapterfusion.config import Config
 from adapterfusion.methods import METHODS
 from adapterfusion.paths import Paths, atomic_write
@@ -177,6 +178,35 @@ def caption(config: Config, records: list[dict[str, Any]], protocol: str) -> str
     if missing:
         text += f" Absent: {'; '.join(missing)}"
     return text
+
+
+def deviations(config: Config, records: list[dict[str, Any]]) -> str:
+    """What separates this profile's numbers from the paper's, as a markdown list."""
+    first = {r["task"]: r for r in reversed(records)}
+    lines = [f"Backbone {config.backbone.name}; the paper has BERT-base-uncased and RoBERTa-base."]
+    outside = [task for task in config.tasks if task not in PAPER]
+    if outside:
+        lines.append(f"Not tasks of the paper: {', '.join(outside)}.")
+    lacking = [task for task in PAPER if task not in config.tasks or absent(config, task)]
+    if lacking:
+        lines.append(f"Tasks of the paper that are not here: {', '.join(lacking)}.")
+    capped = [t for t, r in first.items() if any(r["data"]["capped"].values())]
+    if capped:
+        lines.append(f"Training or dev rows capped: {', '.join(capped)}.")
+    resplit = [t for t, r in first.items() if not all(r["data"]["official_split"].values())]
+    if resplit:
+        lines.append(f"Not the official split: {', '.join(resplit)}.")
+    if config.data.validation:
+        share = 100 * config.data.validation
+        lines.append(
+            f"{share:.0f} % of each training set choose the epoch and are not trained on; the paper "
+            "trains on all of it and chooses on dev, which is shown beside."
+        )
+    rates = ", ".join(f"{name} {r.learning_rate:g}" for name, r in vars(config.recipes).items())
+    lines.append(
+        f"Learning rates for this backbone ({rates}); the paper has 1e-4 for adapters and 5e-5 for fusion."
+    )
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def write_tables(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
