@@ -34,8 +34,7 @@ TRAINED = dict(
 )
 STORED = dict(zip(METHODS, [1e3, 2.2e7, 1.2e5, 2.4e5, 2.3e6, 3e6, 2.4e5, 4e6, 6e6], strict=True))
 SECONDS = dict(zip(METHODS, [2, 9, 6, 7, 14, 16, 11, 9, 10], strict=True))
-CONTROLS = """own_only st_continued without_own average_outputs average_parameters random_others
-concatenation scalars static no_last no_penalty frozen_value""".split()
+CONTROLS = ["own_only", "st_continued", "without_own", "average_outputs", "average_parameters", "random_others", "concatenation", "scalars", "static", "no_last", "no_penalty", "frozen_value"]
 
 
 @pytest.fixture(autouse=True)

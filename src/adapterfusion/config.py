@@ -16,6 +16,34 @@ import yaml
 
 from adapterfusion.paths import find_root
 
+MethodName = Literal[
+    "head",
+    "full",
+    "st_adapter",
+    "st_adapter_houlsby",
+    "multitask_full",
+    "mt_adapter",
+    "sequential",
+    "fusion_st",
+    "fusion_mt",
+]
+ControlName = Literal[
+    "own_only",
+    "st_continued",
+    "without_own",
+    "random_others",
+    "average_outputs",
+    "average_parameters",
+    "scalars",
+    "concatenation",
+    "static",
+    "frozen_value",
+    "no_penalty",
+    "no_last",
+]
+# A method that builds on another's runs.
+NEEDS = {"fusion_st": "st_adapter", "fusion_mt": "mt_adapter", "sequential": "full"}
+
 
 class ConfigError(ValueError):
     """params.yaml says something that cannot be run. The message names file, key and remedy."""
@@ -190,9 +218,9 @@ class Config:
     tasks: dict[str, TaskConfig]
     sources: tuple[str, ...]
     targets: tuple[str, ...]
-    methods: tuple[str, ...]
+    methods: tuple[MethodName, ...]
     recipes: Recipes
-    controls: tuple[str, ...] = ()
+    controls: tuple[ControlName, ...] = ()
     control_targets: tuple[str, ...] = ()
     sequential: dict[str, str] = field(default_factory=dict)
     source_seed: int | None = None
@@ -285,6 +313,16 @@ def _check(config: Config, where: str) -> None:
                 where, f"sequential.{target}", f"{source!r} cannot come before {target!r}",
                 "Name a target, and another task as its source.",
             )  # fmt: skip
+    for name in config.methods:
+        if NEEDS.get(name, name) not in config.methods:
+            _fail(where, "methods", f"{name} needs {NEEDS[name]}", "Add it, or drop the other.")
+    if (config.controls or low.rows) and "fusion_st" not in config.methods:
+        _fail(where, "methods", "controls and low_resource need fusion_st", "Add it.")
+    for target in config.control_targets:
+        if "own_only" in config.controls and target not in config.sources:
+            _fail(where, "control_targets", f"{target!r} is not a source", "Add it to sources.")
+    if "without_own" in config.controls and len(config.sources) < 2:
+        _fail(where, "sources", "without_own needs a second one", "Name more sources.")
     if any(rows < 2 for rows in low.rows):
         _fail(where, "low_resource.rows", "needs at least two rows", "Correct it.")
     for name, task in config.tasks.items():

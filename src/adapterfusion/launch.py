@@ -25,7 +25,7 @@ from adapterfusion.forecast import flops
 from adapterfusion.methods import method
 from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import Planner, RunError, RunName, study
-from adapterfusion.progress import PROGRESS
+from adapterfusion.progress import PROGRESS, timed
 
 
 def _train(folder: Path) -> None:
@@ -122,8 +122,9 @@ def main() -> None:
     argparse.ArgumentParser(description="Train all runs of params.yaml side by side.").parse_args()
     try:
         config = load_config()
-        train_all(config)
-        write_keys(config)
+        with timed("train"):
+            train_all(config)
+            write_keys(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 from adapterfusion.config import load_config
 from adapterfusion.paths import Paths, atomic_write, find_root
 from adapterfusion.plans import absent
-from adapterfusion.progress import PROGRESS
+from adapterfusion.progress import PROGRESS, timed
 
 # Folders under runs/ and weights/ that a notebook's stage leaves behind, empty where nothing was run.
 FOLDERS = {
@@ -191,7 +191,8 @@ def main() -> None:
 
         try:
             parameters = dict(pair.split("=", 1) for pair in arguments.parameters)
-            run(arguments.name, parameters, root)
+            with timed(arguments.name):
+                run(arguments.name, parameters, root)
         except PapermillExecutionError as error:
             sys.exit(f"error: {arguments.name}: {error.ename}: {error.evalue}")
         except (ValueError, OSError) as error:

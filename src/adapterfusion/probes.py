@@ -33,6 +33,7 @@ from adapterfusion.metrics import score
 from adapterfusion.model import TaskModel
 from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import Planner, RunName, tasks_of
+from adapterfusion.progress import timed
 from adapterfusion.spec import RunSpec
 
 KEPT = (1, 2, 4, 8)  # adapters per layer that a pruned fusion keeps
@@ -232,11 +233,12 @@ def main() -> None:
         torch.set_num_threads(os.cpu_count() or 1)
         torch.use_deterministic_algorithms(True, warn_only=True)
         planner = Planner(config)
-        for name, (probe, columns) in PROBES.items():
-            rows = list(tqdm(probe(planner), desc=name, unit="row", ncols=100))
-            path = Paths(config.profile).results / "probes" / f"{name}.csv"
-            with atomic_write(path) as temporary:
-                temporary.write_text(pd.DataFrame(rows, columns=columns).to_csv(index=False))
+        with timed("probes"):
+            for name, (probe, columns) in PROBES.items():
+                rows = list(tqdm(probe(planner), desc=name, unit="row", ncols=100))
+                path = Paths(config.profile).results / "probes" / f"{name}.csv"
+                with atomic_write(path) as temporary:
+                    temporary.write_text(pd.DataFrame(rows, columns=columns).to_csv(index=False))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -18,7 +18,7 @@ from adapterfusion import claims, comparisons, findings, tables
 from adapterfusion.bundled import transfer_graph
 from adapterfusion.config import Config, load_config
 from adapterfusion.launch import workers
-from adapterfusion.paths import Paths, atomic_write
+from adapterfusion.paths import Paths, atomic_write, find_root
 from adapterfusion.plans import Planner
 from adapterfusion.runs import load_runs
 
@@ -202,7 +202,14 @@ def time_spent(config: Config, started: float) -> str:
     if not fresh:
         return "Nothing had to be trained."
     busy = sum(s["train"] + s["evaluation"] for s in seconds) / workers(config)
+    columns = ["ended", "stage", "seconds"]
+    stages = pd.read_csv(find_root() / "build" / "stages.csv", names=columns)
+    stages = stages[stages["ended"] > started].groupby("stage", sort=False)["seconds"]
+    table = stages.agg(["count", "sum"]).rename(columns={"count": "times", "sum": "seconds"})
+    table.loc["data, DVC, imports"] = [0, wall - table["seconds"].sum()]
+    table["times"] = table["times"].astype(int)
     return (
+        f"{table.round(0).to_markdown()}\n\n"
         f"{len(fresh)} runs in {wall / 60:.1f} minutes, {workers(config)} side by side; "
         f"{100 * (1 - busy / wall):.0f} % of the time was not training or evaluation."
     )
