@@ -211,6 +211,7 @@ def pruning_table(frame: pd.DataFrame) -> pd.DataFrame:
     means = frame.groupby("k")[["accuracy", "seconds", "adapter_parameters"]].mean()
     means = means.sort_index(ascending=False)
     means["time, % of all"] = 100 * means["seconds"] / means["seconds"].max()
+    means["adapter parameters"] = means.pop("adapter_parameters").astype(int)
     return means.drop(columns="seconds").round(2)
 
 
