@@ -13,8 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapterfusion import figures, runs, stats, study_figures
-from adapterfusion.runs import Method
+from adapterfusion import comparisons, figures, stats, study_figures
 
 TARGETS = ["recommend", "reactions", "kinds", "reports", "faq", "petitions"]
 METHODS = {
@@ -34,15 +33,17 @@ TRAINED = dict(
 )
 STORED = dict(zip(METHODS, [1e3, 2.2e7, 1.2e5, 2.4e5, 2.3e6, 3e6, 2.4e5, 4e6, 6e6], strict=True))
 SECONDS = dict(zip(METHODS, [2, 9, 6, 7, 14, 16, 11, 9, 10], strict=True))
-CONTROLS = """own_only st_continued without_own average_outputs average_parameters random_others
-concatenation scalars static no_last no_penalty frozen_value""".split()
+CONTROLS = ["own_only", "st_continued", "without_own", "average_outputs", "average_parameters"]
+CONTROLS += ["random_others", "concatenation", "scalars", "static", "no_last", "no_penalty"]
+CONTROLS += ["frozen_value"]
 
 
 @pytest.fixture(autouse=True)
 def all_methods(monkeypatch):
     """The titles and the study, whatever the methods that a checkout has."""
-    for name, label in METHODS.items():
-        monkeypatch.setitem(runs.METHODS, name, Method(name, label, "head"))
+    methods = {name: SimpleNamespace(title=label) for name, label in METHODS.items()}
+    for module in (figures, study_figures, comparisons):
+        monkeypatch.setattr(module, "METHODS", methods)
     for module in (figures, study_figures):
         monkeypatch.setattr(module, "tasks_of", lambda config, method: list(config.targets))
     yield
