@@ -193,10 +193,8 @@ def pairs(x, y) -> set[tuple[float, float]]:
 # ---- every figure, in three sizes: all targets and seeds, one of each, a last row of one panel ----
 
 
-@pytest.mark.parametrize(("tasks", "seeds"), SIZES, ids=["full", "one", "four"])
-@pytest.mark.parametrize("name", ALL)
-def test_labels_are_inside_apart_and_off_the_data(name, tasks, seeds):
-    figure, _ = draw(name, tasks, seeds)
+def check_layout(figure: Figure) -> None:
+    """No label is clipped, no two tick labels of an axis overlap, no legend lies over data."""
     figure.canvas.draw()
     renderer, page = figure.canvas.get_renderer(), figure.bbox
     legends = [legend.get_window_extent(renderer) for legend in figure.legends]
@@ -215,6 +213,28 @@ def test_labels_are_inside_apart_and_off_the_data(name, tasks, seeds):
     for box in boxes:
         assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1, "clipped left or right"
         assert box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1, "clipped above or below"
+
+
+@pytest.mark.parametrize(("tasks", "seeds"), SIZES, ids=["full", "one", "four"])
+@pytest.mark.parametrize("name", ALL)
+def test_labels_are_inside_apart_and_off_the_data(name, tasks, seeds):
+    figure, _ = draw(name, tasks, seeds)
+    check_layout(figure)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.5, 5, 29, 31, 300, 1e6])
+def test_costs_of_any_spread_have_readable_ticks(spread):
+    """Methods between 12,000 and so many times more parameters, and 7 and so many more seconds."""
+    found = records(TARGETS[:1], 1)
+    for record, factor in zip(found, np.geomspace(1, spread, len(found)), strict=True):
+        record["parameters"] = dict.fromkeys(("trainable", "stored"), 12_000 * factor)
+        record["seconds"] = {"train": 7 * factor}
+    figure, _ = study_figures.cost(config(TARGETS[:1]), found)
+    check_layout(figure)
+    for axis in panels(figure):
+        low, high = axis.get_xlim()
+        labelled = [t for t in axis.xaxis.get_major_ticks() if t.label1.get_text()]
+        assert any(low <= t.get_loc() <= high for t in labelled)
 
 
 @pytest.mark.parametrize("name", ALL)
