@@ -13,8 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapterfusion import figures, runs, stats, study_figures
-from adapterfusion.runs import Method
+from adapterfusion import comparisons, figures, stats, study_figures
 
 TARGETS = ["recommend", "reactions", "kinds", "reports", "faq", "petitions"]
 METHODS = {
@@ -34,14 +33,17 @@ TRAINED = dict(
 )
 STORED = dict(zip(METHODS, [1e3, 2.2e7, 1.2e5, 2.4e5, 2.3e6, 3e6, 2.4e5, 4e6, 6e6], strict=True))
 SECONDS = dict(zip(METHODS, [2, 9, 6, 7, 14, 16, 11, 9, 10], strict=True))
-CONTROLS = ["own_only", "st_continued", "without_own", "average_outputs", "average_parameters", "random_others", "concatenation", "scalars", "static", "no_last", "no_penalty", "frozen_value"]
+CONTROLS = ["own_only", "st_continued", "without_own", "average_outputs", "average_parameters"]
+CONTROLS += ["random_others", "concatenation", "scalars", "static", "no_last", "no_penalty"]
+CONTROLS += ["frozen_value"]
 
 
 @pytest.fixture(autouse=True)
 def all_methods(monkeypatch):
     """The titles and the study, whatever the methods that a checkout has."""
-    for name, label in METHODS.items():
-        monkeypatch.setitem(runs.METHODS, name, Method(name, label, "head"))
+    methods = {name: SimpleNamespace(title=label) for name, label in METHODS.items()}
+    for module in (figures, study_figures, comparisons):
+        monkeypatch.setattr(module, "METHODS", methods)
     for module in (figures, study_figures):
         monkeypatch.setattr(module, "tasks_of", lambda config, method: list(config.targets))
     yield
@@ -191,10 +193,8 @@ def pairs(x, y) -> set[tuple[float, float]]:
 # ---- every figure, in three sizes: all targets and seeds, one of each, a last row of one panel ----
 
 
-@pytest.mark.parametrize(("tasks", "seeds"), SIZES, ids=["full", "one", "four"])
-@pytest.mark.parametrize("name", ALL)
-def test_labels_are_inside_apart_and_off_the_data(name, tasks, seeds):
-    figure, _ = draw(name, tasks, seeds)
+def check_layout(figure: Figure) -> None:
+    """No label is clipped, no two tick labels of an axis overlap, no legend lies over data."""
     figure.canvas.draw()
     renderer, page = figure.canvas.get_renderer(), figure.bbox
     legends = [legend.get_window_extent(renderer) for legend in figure.legends]
@@ -213,6 +213,28 @@ def test_labels_are_inside_apart_and_off_the_data(name, tasks, seeds):
     for box in boxes:
         assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1, "clipped left or right"
         assert box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1, "clipped above or below"
+
+
+@pytest.mark.parametrize(("tasks", "seeds"), SIZES, ids=["full", "one", "four"])
+@pytest.mark.parametrize("name", ALL)
+def test_labels_are_inside_apart_and_off_the_data(name, tasks, seeds):
+    figure, _ = draw(name, tasks, seeds)
+    check_layout(figure)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.5, 5, 29, 31, 300, 1e6])
+def test_costs_of_any_spread_have_readable_ticks(spread):
+    """Methods between 12,000 and so many times more parameters, and 7 and so many more seconds."""
+    found = records(TARGETS[:1], 1)
+    for record, factor in zip(found, np.geomspace(1, spread, len(found)), strict=True):
+        record["parameters"] = dict.fromkeys(("trainable", "stored"), 12_000 * factor)
+        record["seconds"] = {"train": 7 * factor}
+    figure, _ = study_figures.cost(config(TARGETS[:1]), found)
+    check_layout(figure)
+    for axis in panels(figure):
+        low, high = axis.get_xlim()
+        labelled = [t for t in axis.xaxis.get_major_ticks() if t.label1.get_text()]
+        assert any(low <= t.get_loc() <= high for t in labelled)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -173,7 +173,7 @@ def test_paired_p_keeps_its_level_where_seeds_matter():
     rng = np.random.default_rng(0)
     p, p_rows = [], []
     for _ in range(400):
-        difference = rng.normal(0, 0.05, (3, 1)) + rng.normal(0, 0.5, (3, 400))
+        difference = rng.normal(0, 0.1, (3, 1)) + rng.normal(0, 0.5, (3, 400))
         p.append(paired_p(difference))
         p_rows.append(scipy_stats.ttest_1samp(difference.mean(axis=0), 0).pvalue)
     assert 0 < np.mean(np.array(p) < 0.05) < 0.08
@@ -213,11 +213,11 @@ def test_wilcoxon_by_hand():
 
 
 def test_wilcoxon_with_ties_and_equal_tasks():
-    """Ranks 1.5, 1.5, 3, all positive: one outcome of eight on each side. Zeros are left out."""
-    result = wilcoxon([0.1 + 0.2, 0.3, 0.0, 0.7])
-    assert result.p == pytest.approx(2 / 8)
+    """Ranks 1.5, 1.5, 3: W = 1.5, and three of eight outcomes go up to it. Zeros are left out."""
+    result = wilcoxon([0.1 + 0.2, -0.3, 0.0, 0.7])  # 0.1 + 0.2 is not quite 0.3
+    assert result.p == pytest.approx(2 * 3 / 8)
     assert (result.tasks, result.too_few) == (3, True)
-    assert str(result) == "p = 0.250 over 3 tasks, too few to reach 0.05"
+    assert str(result) == "p = 0.750 over 3 tasks, too few to reach 0.05"
 
 
 @pytest.mark.parametrize(("n", "too_few"), [(1, True), (5, True), (6, False), (16, False)])

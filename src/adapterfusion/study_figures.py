@@ -99,9 +99,9 @@ def cost(
             look = _look(row["method"])
             axis.plot(row[column], row["accuracy"], ls="", ms=8, mec="black", mew=0.5, **look)
         axis.set_xscale("log")
-        if table[column].max() < 1000 * table[column].min():  # too few decades to label only them
+        if table[column].max() < 30 * table[column].min():  # too narrow to label decades only
             axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axis.margins(0.12)
         axis.set_xlabel(label)
