@@ -94,21 +94,20 @@ class Fusion(nn.Module):
     def weight_side(self, y: Tensor, bank: AdapterBank) -> Tensor:
         """Folded in 3 N r d multiplications a token, after 3 N r d^2 for the batch.
 
-        Q, K and V meet the up-projections before they meet a token: scores are g_n . A_n' y with
-        A = U' K' Q, and the fused output is B applied to the a_n g_n with B = V U.
+        Q, K and V meet the up-projections before they meet a token: scores are g_n . A_n y with
+        A = U' K' Q, and the fused output is B applied to the a_n g_n with B = V U; the biases c_n go
+        the same way.
         """
-        width = bank.up_weight.shape[1]
-        up = torch.cat([bank.up_weight, bank.up_bias.T], 1)  # U and c: [d, N r + N]
         g = bank.bottlenecks(y)  # [..., N, r]
-        to_scores = torch.linalg.multi_dot([up.T, self.key.weight.T, self.query.weight])
-        through = F.linear(y, to_scores, up.T @ (self.key.weight.T @ self.query.bias))
-        through_up, through_bias = through.split([width, bank.size], -1)
-        to_key_bias = self.key.bias @ self.query.weight  # q . b_k = y . Q' b_k + b_q . b_k
-        key_bias = y @ to_key_bias + self.query.bias @ self.key.bias
-        scores = (through_up.unflatten(-1, (bank.size, -1)) * g).sum(-1)  # [..., N]
-        a = self.softmax(self.dropout(scores + through_bias + key_bias.unsqueeze(-1)))
-        to_output = self.value.weight @ up if self.value is not None else up
-        return F.linear(torch.cat([(a.unsqueeze(-1) * g).flatten(-2), a], -1), to_output)
+        up, c, value = bank.up_weight, bank.up_bias, self.value or nn.Identity()
+        keys = torch.cat([F.linear(up.T, self.key.weight), self.key(c)])  # of U and c: [N r + N, d]
+        to_scores = F.linear(keys, self.query.weight.T)  # A
+        through = F.linear(y, to_scores, keys @ self.query.bias)  # [..., N r + N]
+        through_up, through_c = through.split([up.shape[1], bank.size], -1)
+        scores = (through_up.unflatten(-1, (bank.size, -1)) * g).sum(-1) + through_c  # [..., N]
+        a = self.softmax(self.dropout(scores))
+        mixed = (a.unsqueeze(-1) * g).flatten(-2)
+        return F.linear(mixed, value(up.T).T) + a @ value(c)
 
     def penalty(self) -> Tensor:
         """||V - I||^2 (Frobenius), which keeps V near the identity; zero for static fusion."""

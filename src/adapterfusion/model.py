@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adapterfusion.adapter import TaskAdapter
 from adapterfusion.fusion import TaskFusion
 from adapterfusion.inject import inject_adapter, inject_fusion
+from adapterfusion.products import fast_products
 
 
 def load_backbone(folder: Path) -> nn.Module:
@@ -120,14 +121,16 @@ class TaskModel(Trained):
             `features` [batch * choices, d], when the frozen backbone's output is known already.
         """
         first = batch["features"] if "features" in batch else self.encode(batch)
-        logits = self.head(first)
+        with fast_products():
+            logits = self.head(first)
         return logits.view(-1, self.choices) if self.choices else logits
 
     def encode(self, batch: dict[str, Tensor]) -> Tensor:
         """The first token's last state: [batch * choices, d]"""
         names = ("input_ids", "attention_mask", "token_type_ids")
         inputs = {name: batch[name] for name in names if name in batch}
-        return self.backbone(**inputs).last_hidden_state[:, 0]
+        with fast_products():
+            return self.backbone(**inputs).last_hidden_state[:, 0]
 
     def penalty(self) -> Tensor | None:
         """The fusion's term of the loss, where there is one."""
