@@ -13,20 +13,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapterfusion import comparisons, figures, stats, study_figures
+from adapterfusion import figures, methods, stats, study_figures
 
 TARGETS = ["recommend", "reactions", "kinds", "reports", "faq", "petitions"]
-METHODS = {
-    "head": "Head only",
-    "full": "Full fine-tuning",
-    "st_adapter": "ST-A",
-    "st_adapter_houlsby": "ST-A, Houlsby",
-    "multitask_full": "Multi-task full",
-    "mt_adapter": "MT-A",
-    "sequential": "Sequential transfer",
-    "fusion_st": "Fusion w/ ST-A",
-    "fusion_mt": "Fusion w/ MT-A",
-}
+METHODS = {name: row.title for name, row in methods.METHODS.items()}
 LEVEL = dict(zip(METHODS, [58, 66, 72, 72.5, 68, 70, 78, 82, 80], strict=True))
 TRAINED = dict(
     zip(METHODS, [1e3, 2.2e7, 1.2e5, 2.4e5, 2.2e7, 2.3e7, 1.2e5, 2.8e6, 2.8e6], strict=True)
@@ -39,11 +29,8 @@ CONTROLS += ["frozen_value"]
 
 
 @pytest.fixture(autouse=True)
-def all_methods(monkeypatch):
-    """The titles and the study, whatever the methods that a checkout has."""
-    methods = {name: SimpleNamespace(title=label) for name, label in METHODS.items()}
-    for module in (figures, study_figures, comparisons):
-        monkeypatch.setattr(module, "METHODS", methods)
+def whole_study(monkeypatch):
+    """Every method on every target, with no prepared data to look at."""
     for module in (figures, study_figures):
         monkeypatch.setattr(module, "tasks_of", lambda config, method: list(config.targets))
     yield

@@ -21,8 +21,9 @@ from adapterfusion.evidence import VERDICTS, Kind, NotTested, Outcome, Sizes, St
 from adapterfusion.paper import FOLDER, TITLES
 from adapterfusion.paper import load as load_reference
 from adapterfusion.paths import Paths, atomic_write, find_root
+from adapterfusion.plans import RunError
 from adapterfusion.run_tests import Attention, Frozen, Ratio, Share, Spread, Time, Untested
-from adapterfusion.runs import RunError, load_runs
+from adapterfusion.runs import load_runs
 from adapterfusion.score_tests import Contrast, Difference
 from adapterfusion.stats import LEVEL
 

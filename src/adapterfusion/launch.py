@@ -13,6 +13,8 @@ import argparse
 import os
 import shutil
 import sys
+import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -26,6 +28,17 @@ from adapterfusion.methods import method
 from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import Planner, RunError, RunName, study
 from adapterfusion.progress import PROGRESS, timed
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let a worker end when the process that started it is killed, so that none trains on unseen."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train(folder: Path) -> None:
@@ -67,7 +80,10 @@ def train_all(config: Config) -> None:
         done.add(run)
         bar.update(flops(config, run))
 
-    with ProcessPoolExecutor(workers(config), get_context("spawn")) as pool, bar:
+    pool = ProcessPoolExecutor(
+        workers(config), get_context("spawn"), initializer=_end_with_parent, initargs=(os.getpid(),)
+    )
+    with pool, bar:
         while waiting or running:
             ready = [run for run in waiting if planner.needs(run) <= done]
             for run in ready:

@@ -25,6 +25,7 @@ CORE = (
     "metrics",
     "mixers",
     "model",
+    "products",
     "train",
 )
 JOINT = "joint"  # the name a run on several tasks has in place of a task's

@@ -59,6 +59,12 @@ def data_notes(record: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _data_sha256(record: dict[str, Any]) -> str:
+    """The checksum of a record's task; records from before there were joint runs have no other's."""
+    data = record["config"]["data"]
+    return data.get(record["task"], data)["sha256"]
+
+
 def summary(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
     """What summary.json holds: every aggregated score with its seeds, and what it was measured on."""
     first = {r["task"]: r for r in reversed(records)}
@@ -75,7 +81,7 @@ def summary(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
         | {"sha256": records[0]["config"]["backbone"]["sha256"]},
         "data": {
             task: {
-                "sha256": first[task]["config"]["data"]["sha256"],
+                "sha256": _data_sha256(first[task]),
                 "source": first[task]["data"]["source"],
                 "rows": first[task]["data"]["rows"],
                 "official_split": first[task]["data"]["official_split"],
