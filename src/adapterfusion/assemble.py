@@ -64,6 +64,13 @@ def build_model(spec: RunSpec, tasks: dict[str, dict[str, Any]]) -> Trained:
     return model
 
 
+def hold_frozen_in_bfloat16(model: nn.Module) -> None:
+    """Keep frozen matrices as autocast would make them at every step: same results, no casting."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+            module.to(torch.bfloat16)
+
+
 def parameter_groups(model: Trained, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups. No decay for biases, LayerNorms, or V, which is drawn to I and not to zero."""
     decayed, exempt = [], []

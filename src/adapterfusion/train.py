@@ -23,7 +23,11 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapterfusion.assemble import build_model, parameter_groups
+from adapterfusion.assemble import (
+    build_model,
+    hold_frozen_in_bfloat16,
+    parameter_groups,
+)
 from adapterfusion.batches import (
     Split,
     collate,
@@ -101,6 +105,8 @@ class Run:
         self.accelerator = Accelerator(mixed_precision=mixed)
         infos = {name: task.info for name, task in self.tasks.items()}
         self.model = build_model(spec, infos).to(self.accelerator.device)
+        if spec.precision == "bfloat16":
+            hold_frozen_in_bfloat16(self.model)
         self.pad_id = self.model.backbone.config.pad_token_id
         for name, task in self.tasks.items():
             joint = isinstance(self.model, JointModel)
