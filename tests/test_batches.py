@@ -21,6 +21,11 @@ lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=400).map(np.array
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
+def share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+    """Padding of one task's batches."""
+    return padding_share({"one": lengths}, [("one", rows) for rows in batches])
+
+
 def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -76,14 +81,16 @@ def test_bucketing_pads_much_less_than_chance(seed, batch_size, rows):
     lengths = rng.integers(5, 100, rows)
     order = rng.permutation(rows)
     shuffled = [order[i : i + batch_size] for i in range(0, rows, batch_size)]
-    bucketed = padding_share(lengths, training_batches(lengths, batch_size, seed, 0))
-    assert 0 <= bucketed < 0.6 * padding_share(lengths, shuffled)
+    bucketed = share(lengths, training_batches(lengths, batch_size, seed, 0))
+    assert 0 <= bucketed < 0.6 * share(lengths, shuffled)
 
 
 def test_padding_share_of_a_case_by_hand():
     lengths = np.array([2, 4, 3, 3])
-    assert padding_share(lengths, [np.array([0, 1]), np.array([2, 3])]) == pytest.approx(2 / 14)
-    assert padding_share(lengths, [np.array([i]) for i in range(4)]) == 0
+    assert share(lengths, [np.array([0, 1]), np.array([2, 3])]) == pytest.approx(2 / 14)
+    assert share(lengths, [np.array([i]) for i in range(4)]) == 0
+    both = [("a", np.array([0, 1])), ("b", np.array([0]))]  # 6 of 8 used, and 5 of 5
+    assert padding_share({"a": lengths, "b": np.array([5])}, both) == pytest.approx(2 / 13)
 
 
 def make_split(rows: int, choices: int, seed: int = 0) -> Split:

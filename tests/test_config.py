@@ -27,6 +27,7 @@ def valid() -> dict:
         "tasks": {"cb": {"seeds": [1, 2]}, "rte": {"seeds": [1], "train": 100, "dev": None}},
         "sources": ["cb", "rte"],
         "targets": ["rte"],
+        "methods": ["st_adapter", "fusion_st"],
         "recipes": {
             name: dict(RECIPE) for name in (field.name for field in dataclasses.fields(Recipes))
         },
@@ -75,7 +76,7 @@ WRONG = [  # key that is set, its value, what the error calls it, part of the re
     ("data.source", "mirror", "data.mirror: missing", "Name the folder"),
     ("training.batch_size", 0, "training.batch_size", "at least 1"),
     ("training.precision", "float16", "training.precision: 'float16'", "float32, bfloat16"),
-    ("training.clip_norm", 0, "training", "clip_norm positive"),
+    ("training.clip_norm", 0, "training", "clip_norm are positive"),
     ("tasks", {}, "tasks: empty", "at least one"),
     ("tasks", ["cb"], "tasks: a mapping is needed", "profiles/"),
     ("tasks.cb.seeds", [], "tasks.cb.seeds", "each once"),
@@ -126,7 +127,10 @@ def test_valid_values_are_read_with_types_and_defaults():
     assert config.sources == ("cb", "rte")
     assert config.adapter == AdapterConfig("pfeiffer", 16, "relu")
     assert config.fusion == FusionConfig("dynamic", "folded", 0.01, 0.1)
-    assert config.training.weight_decay == 0 and config.training.clip_norm == 1
+    assert config.training.clip_norm == 1 and config.training.threads == 1
+    assert config.recipes.full.weight_decay == 0 and config.recipes.full.warmup == 0
+    assert config.methods == ("st_adapter", "fusion_st") and config.controls == ()
+    assert config.sequential == {} and config.low_resource is None and config.source_seed is None
 
 
 def test_an_integer_may_stand_where_a_float_is_due():

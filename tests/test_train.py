@@ -97,7 +97,7 @@ def test_seed_decides_the_start(make_spec, tmp_path):
 def test_order_and_random_numbers_differ_by_seed_and_by_epoch(make_spec, tmp_path, monkeypatch):
     drawn = {}
 
-    def step(self, rows):
+    def step(self, task, rows):
         key = (self.spec.seed, self.state.epoch)
         drawn.setdefault(key, (torch.rand(1).item(), tuple(rows)))
         return 1.0
@@ -119,11 +119,11 @@ def interrupt_after(monkeypatch, epochs: int) -> None:
     whole = Run.step
     calls = []
 
-    def step(self, rows):
+    def step(self, task, rows):
         calls.append(rows)
         if self.state.epoch == epochs and len(calls) % 3 == 2:
             raise Interrupted
-        return whole(self, rows)
+        return whole(self, task, rows)
 
     monkeypatch.setattr(Run, "step", step)
 
@@ -233,7 +233,9 @@ def test_each_mode_moves_what_it_trains_and_nothing_else(spec_of, tmp_path, trai
     assert hashes["before"] == hashes["after"] == start.frozen_before
     counts = record["parameters"]
     assert counts["trainable"] == sum(tensor.numel() for tensor in trained.values())
-    assert sum(counts.values()) == sum(tensor.numel() for tensor in before.values())
+    assert counts["stored"] == counts["trainable"]
+    everything = sum(tensor.numel() for tensor in before.values())
+    assert counts["trainable"] + counts["frozen"] == everything
     assert (counts["frozen"] == 0) == (trains == "backbone")
     assert record["status"] == "finished"
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == record
@@ -266,15 +268,15 @@ def test_weights_that_are_left_behind_give_the_predictions(spec_of, tmp_path):
     record = train(spec, tmp_path)
     run = Run(spec, tmp_path / "again")
     run._load(load_file(tmp_path / "model.safetensors"))
-    logits = predict(run.model, run.tasks[run.spec.task].splits["dev"], run.pad_id)
+    logits = predict(run.model, run.tasks[spec.task].splits["dev"], run.pad_id)
     np.testing.assert_array_equal(logits, logits_of(tmp_path).astype(np.float32))
-    accuracy = (logits.argmax(1) == run.tasks[run.spec.task].splits["dev"].labels).mean()
+    accuracy = (logits.argmax(1) == run.tasks[spec.task].splits["dev"].labels).mean()
     assert record["metrics"]["held_out"]["accuracy"] == pytest.approx(accuracy)
 
 
 def test_logits_stand_in_the_order_of_the_rows(make_spec, tmp_path, monkeypatch):
     run = Run(make_spec("backbone", "choice"), tmp_path)
-    dev = run.tasks[run.spec.task].splits["dev"]
+    dev = run.tasks["choice"].splits["dev"]
     assert np.any(np.diff(dev.lengths) < 0)  # rows are evaluated by length
     run.model.eval()
     with torch.no_grad():
@@ -332,9 +334,9 @@ def test_learning_rate_falls_in_a_line_to_nothing(make_spec, tmp_path, monkeypat
     seen = []
     whole = Run.step
 
-    def step(self, rows):
+    def step(self, task, rows):
         seen.append({group["lr"] for group in self.optimizer.param_groups})
-        return whole(self, rows)
+        return whole(self, task, rows)
 
     monkeypatch.setattr(Run, "step", step)
     train(make_spec(recipe=Recipe(1e-3, epochs=2, patience=2)), tmp_path)
@@ -357,7 +359,7 @@ def gradient_of_step(spec: RunSpec, folder: Path) -> tuple[dict[str, torch.Tenso
             gradients[name] = parameter.grad.clone()
 
     run.optimizer.step = look
-    loss = run.step(np.arange(32))
+    loss = run.step(run.tasks[spec.task], np.arange(32))
     return gradients, loss
 
 
@@ -392,7 +394,7 @@ def test_the_penalty_is_in_the_step_and_can_be_switched_off(spec_of, tmp_path):
 
 def test_a_step_leaves_no_gradient_for_the_next(make_spec, tmp_path):
     run = Run(make_spec(), tmp_path)
-    run.step(np.arange(16))
+    run.step(run.tasks["two"], np.arange(16))
     assert all(p.grad is None or not p.grad.any() for p in run.model.trainable().values())
 
 
@@ -420,16 +422,17 @@ def test_bfloat16_runs_near_float32_and_keeps_weights_in_float32(spec_of, tmp_pa
 
 def test_head_from_remembered_states_equals_head_without(make_spec, tmp_path):
     run = Run(make_spec("head", "choice"), tmp_path)
-    dev = run.tasks[run.spec.task].splits["dev"]
-    assert run.features["dev"].shape == (24, 3, 32)
-    remembered = predict(run.model, dev, run.pad_id, run.features["dev"])
+    task = run.tasks["choice"]
+    dev = task.splits["dev"]
+    assert task.features["dev"].shape == (24, 3, 32)
+    remembered = predict(run.model, dev, run.pad_id, task.features["dev"])
     np.testing.assert_allclose(remembered, predict(run.model, dev, run.pad_id), atol=1e-6)
     run.model.eval()
     rows = np.array([5, 0, 9])
-    losses = [run.step(rows)]
-    run.features = {}
+    losses = [run.step(task, rows)]
+    task.features = {}
     run._load(Run(make_spec("head", "choice"), tmp_path)._weights())
-    losses.append(run.step(rows))
+    losses.append(run.step(task, rows))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -466,8 +469,8 @@ def test_divergence_after_good_epochs_keeps_the_best_of_them(make_spec, tmp_path
     spec = make_spec(recipe=Recipe(5e-3, epochs=4, patience=4))
     whole = Run.step
 
-    def step(self, rows):
-        return float("nan") if self.state.epoch == 2 else whole(self, rows)
+    def step(self, task, rows):
+        return float("nan") if self.state.epoch == 2 else whole(self, task, rows)
 
     monkeypatch.setattr(Run, "step", step)
     record = train(spec, tmp_path)
@@ -510,18 +513,18 @@ def test_a_damaged_checkpoint_is_one_clear_error(make_spec, tmp_path, capsys, mo
 
 def test_an_adapter_of_another_backbone_is_refused(spec_of, roberta, tmp_path):
     spec = spec_of("fusion", backbone=roberta.artifact)
-    with pytest.raises(WeightsError, match=r"trained on another backbone.*Train the adapter again"):
+    with pytest.raises(WeightsError, match=r"trained on another backbone.*Train it again on this one"):
         train(spec, tmp_path)
 
 
 def test_weights_without_an_adapter_are_refused(make_spec, bert, tmp_path):
     train(make_spec("head"), tmp_path)
-    with pytest.raises(WeightsError, match="holds no adapter but the weights of head"):
+    with pytest.raises(WeightsError, match="holds no adapter of two but weights of head"):
         load_adapter(tmp_path / "model.safetensors", load_backbone(bert.path), make_spec(), "two")
 
 
 @pytest.mark.parametrize("kind", ["backbone", "plain", "text", "missing"])
-def test_a_file_that_is_no_runs_weights_is_refused(bert, tmp_path, kind):
+def test_a_file_that_is_no_runs_weights_is_refused(make_spec, bert, tmp_path, kind):
     path = tmp_path / "model.safetensors"
     if kind == "backbone":
         path = bert.path / "model.safetensors"
@@ -533,7 +536,7 @@ def test_a_file_that_is_no_runs_weights_is_refused(bert, tmp_path, kind):
         load_adapter(path, load_backbone(bert.path), make_spec(), "two")
 
 
-def test_a_trained_adapter_is_loaded_as_it_was_saved(sources, bert):
+def test_a_trained_adapter_is_loaded_as_it_was_saved(make_spec, sources, bert):
     path = Path(sources["source1"].path)
     adapter = load_adapter(path, load_backbone(bert.path), make_spec(), "two")
     assert adapter.config == AdapterConfig(reduction=8)
@@ -552,7 +555,7 @@ def test_fusion_record_holds_the_attention_of_the_weights_that_are_kept(spec_of,
     np.testing.assert_allclose(np.sum(attention["layers"], axis=1), 1, atol=1e-5)
     run = Run(spec, tmp_path)
     run._load(load_file(tmp_path / "model.safetensors"))
-    expected = mean_attention(run.model, run.tasks[run.spec.task].splits["dev"], run.pad_id)
+    expected = mean_attention(run.model, run.tasks[spec.task].splits["dev"], run.pad_id)
     np.testing.assert_allclose(attention["layers"], expected, atol=1e-6)
 
 
