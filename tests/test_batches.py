@@ -122,6 +122,20 @@ def test_collate_pads_each_sequence_and_nothing_else(rows, choices, seed):
     assert batch["labels"].tolist() == split.labels[chosen].tolist()
 
 
+@quick
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 1000))
+def test_a_sample_holds_so_many_whole_rows_in_their_order(rows, n, seed):
+    split = make_split(rows, 2)
+    cut = split.sample(n, seed)
+    places = [int(i) for i in cut.ids]
+    assert len(cut) == min(n, rows) and places == sorted(set(places))
+    assert cut.labels.tolist() == split.labels[places].tolist()
+    assert cut.lengths.tolist() == split.lengths[places].tolist()
+    for name in ("input_ids", "token_type_ids"):
+        assert all(getattr(cut, name)[i] is getattr(split, name)[p] for i, p in enumerate(places))
+    assert split.sample(n, seed).ids == cut.ids
+
+
 @pytest.mark.parametrize("row_group_size", [1, 3, 100])
 @pytest.mark.parametrize("choices", [1, 3])
 def test_a_split_is_read_as_it_was_written(tmp_path, choices, row_group_size):

@@ -345,6 +345,92 @@ def test_learning_rate_falls_in_a_line_to_nothing(make_spec, tmp_path, monkeypat
     assert rates == pytest.approx([1e-3 * (1 - i / 6) for i in range(6)])
 
 
+@pytest.mark.parametrize(
+    ("warmup", "shares"),  # of the peak, for the 6 steps of a run
+    [
+        (0.0, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        (0.5, [1 / 4, 2 / 4, 3 / 4, 1, 2 / 3, 1 / 3]),
+        (1 / 6, [1 / 2, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5]),
+    ],
+)
+def test_learning_rate_rises_during_warmup_and_then_falls(make_spec, tmp_path, warmup, shares):
+    run = Run(make_spec(recipe=Recipe(1e-3, 2, 2, warmup=warmup)), tmp_path)
+    rates = [run.learning_rate(done, 6) for done in range(6)]
+    assert rates == pytest.approx([1e-3 * share for share in shares])
+
+
+def test_warmup_goes_on_over_a_kill(make_spec, tmp_path, monkeypatch):
+    """It counts the steps of the whole run, whoever takes them."""
+    spec = make_spec(recipe=Recipe(5e-3, epochs=3, patience=3, warmup=0.6))
+    train(spec, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, epochs=1)
+        train(spec, tmp_path / "cut")
+    assert train(spec, tmp_path / "cut")["resumed"]
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_weight_decay_is_the_recipes_and_of_matrices_alone(spec_of, tmp_path):
+    spec = spec_of("fusion", recipe=Recipe(1e-2, 1, 1, weight_decay=0.5))
+    run = Run(spec, tmp_path)
+    before = run._weights()
+    for parameter in run.model.trainable().values():
+        parameter.grad = torch.zeros_like(parameter)  # all that is left of the step is decay
+    run.optimizer.step()
+    for name, after in run._weights().items():
+        decayed = not name.endswith("bias") and ".value." not in name
+        factor = 1 - 1e-2 * 0.5 if decayed else 1.0
+        torch.testing.assert_close(after, before[name] * factor)
+    assert {g["weight_decay"] for g in run.optimizer.param_groups} == {0.5, 0.0}
+
+
+def test_without_weight_decay_nothing_decays(spec_of, tmp_path):
+    run = Run(spec_of("backbone"), tmp_path)
+    assert {g["weight_decay"] for g in run.optimizer.param_groups} == {0.0}
+
+
+# ---- on some of the rows
+
+
+def ids_of(spec: RunSpec, folder: Path) -> dict[str, list[str]]:
+    return {name: split.ids for name, split in Run(spec, folder).tasks["two"].splits.items()}
+
+
+def test_a_cut_run_sees_so_many_rows_and_the_like_share_of_validation(spec_of, tmp_path):
+    whole = ids_of(spec_of("adapter"), tmp_path)
+    cut = ids_of(spec_of("adapter", rows=12), tmp_path)
+    assert {name: len(ids) for name, ids in whole.items()} == dict(train=48, validation=24, dev=24)
+    assert {name: len(ids) for name, ids in cut.items()} == dict(train=12, validation=6, dev=24)
+    assert cut["dev"] == whole["dev"]
+    for name in ("train", "validation"):
+        places = [whole[name].index(i) for i in cut[name]]
+        assert places == sorted(places) and len(set(places)) == len(places)
+
+
+def test_rows_are_drawn_by_seed_and_the_same_for_adapter_and_fusion(spec_of, tmp_path):
+    specs = [spec_of(trains, rows=12) for trains in ("adapter", "fusion")]
+    one, other = (ids_of(spec, tmp_path) for spec in specs)
+    assert one == other
+    again = ids_of(dataclasses.replace(specs[0], seed=2), tmp_path)
+    assert again["train"] != one["train"] and again["validation"] != one["validation"]
+    assert again["dev"] == one["dev"]
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(48, (48, 24)), (500, (48, 24)), (2, (2, 2))])
+def test_rows_at_the_ends(make_spec, tmp_path, rows, sizes):
+    cut = ids_of(make_spec(rows=rows), tmp_path)
+    assert (len(cut["train"]), len(cut["validation"])) == sizes
+
+
+def test_a_cut_run_is_trained_and_says_on_how_many_rows(make_spec, tmp_path):
+    record = train(make_spec(rows=12, batch_size=4), tmp_path)
+    rows = record["data"]["rows"]
+    assert (rows["train"], rows["dev"]) == (12, 24)
+    assert record["config"]["rows"] == 12
+    assert len(logits_of(tmp_path)) == 24
+    assert make_spec(rows=12).key() != make_spec(rows=13).key() != make_spec().key()
+
+
 # ---- one step
 
 
@@ -513,7 +599,9 @@ def test_a_damaged_checkpoint_is_one_clear_error(make_spec, tmp_path, capsys, mo
 
 def test_an_adapter_of_another_backbone_is_refused(spec_of, roberta, tmp_path):
     spec = spec_of("fusion", backbone=roberta.artifact)
-    with pytest.raises(WeightsError, match=r"trained on another backbone.*Train it again on this one"):
+    with pytest.raises(
+        WeightsError, match=r"trained on another backbone.*Train it again on this one"
+    ):
         train(spec, tmp_path)
 
 
