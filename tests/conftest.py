@@ -177,7 +177,7 @@ def make_spec(bert, tasks):
             "clip_norm": 1.0,
             "threads": 1,
             "backbone": bert.artifact,
-            "data": {task: tasks[task]},
+            "data": {task: tasks[task]} if task in tasks else {},
             "adapter": AdapterConfig(reduction=4) if trains == "adapter" else None,
             "fusion": FusionConfig() if trains == "fusion" else None,
         }
