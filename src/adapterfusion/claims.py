@@ -254,7 +254,7 @@ def summary(ledger: dict[str, Any]) -> str:
     )
 
 
-def evidence(ledger: dict[str, Any]) -> str:
+def evidence_list(ledger: dict[str, Any]) -> str:
     """The evidence of every claim that was tested, and why the others were not, as a markdown list."""
     return "\n".join(f"- **{c['id']}**: {c['verdict']}. {c['evidence']}" for c in ledger["claims"])
 
