@@ -31,12 +31,20 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def _rows(x: Tensor) -> Tensor:
+    """[..., m] -> [rows, m], copied only where it is neither row- nor column-major."""
+    rows = x.reshape(-1, x.shape[-1])
+    down, right = rows.stride()
+    by_row, by_column = right == 1 and down >= rows.shape[1], down == 1 and right >= rows.shape[0]
+    return rows if by_row or by_column else rows.contiguous()
+
+
 class _Linear(torch.autograd.Function):
     """F.linear with its three products (output, and gradients of x and W) done by oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        rows = _rows(x)
         ctx.save_for_backward(rows if weight.requires_grad else None, weight)
         ctx.shape = x.shape
         return _product(rows, weight, bias).view(*x.shape[:-1], -1)
@@ -45,7 +53,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1]).contiguous()
+        grad = _rows(grad)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             _product(grad, weight.T).view(ctx.shape) if needs_x else None,
