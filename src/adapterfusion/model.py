@@ -5,6 +5,8 @@ Several tasks at once are several such models whose backbones share their parame
 
 import copy
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from adapterfusion.adapter import TaskAdapter
 from adapterfusion.fusion import TaskFusion
 from adapterfusion.inject import inject_adapter, inject_fusion
-from adapterfusion.products import fast_products
+from adapterfusion.kernels import cpu_kernels
 
 
 def load_backbone(folder: Path) -> nn.Module:
@@ -121,7 +123,7 @@ class TaskModel(Trained):
             `features` [batch * choices, d], when the frozen backbone's output is known already.
         """
         first = batch["features"] if "features" in batch else self.encode(batch)
-        with fast_products():
+        with cpu_kernels(first.device):
             logits = self.head(first)
         return logits.view(-1, self.choices) if self.choices else logits
 
@@ -129,8 +131,26 @@ class TaskModel(Trained):
         """The first token's last state: [batch * choices, d]"""
         names = ("input_ids", "attention_mask", "token_type_ids")
         inputs = {name: batch[name] for name in names if name in batch}
-        with fast_products():
+        with cpu_kernels(batch["input_ids"].device), self._last_layer_of_first_token():
             return self.backbone(**inputs).last_hidden_state[:, 0]
+
+    @contextmanager
+    def _last_layer_of_first_token(self) -> Iterator[None]:
+        """After the last attention only the first token counts: the others go no further.
+
+        While the last fusion's attention is recorded all go on, for that is wanted of each token.
+        """
+        if self.fusion is not None and self.fusion.layers[-1].softmax._forward_hooks:
+            yield
+            return
+        block = self.backbone.encoder.layer[-1].attention.output
+        handle = block.register_forward_pre_hook(
+            lambda _module, states: tuple(state[:, :1] for state in states)
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def penalty(self) -> Tensor | None:
         """The fusion's term of the loss, where there is one."""
