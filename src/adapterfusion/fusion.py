@@ -155,6 +155,11 @@ class TaskFusion(nn.Module):
 
         self.layers = nn.ModuleList(layer() for _ in range(n_layers - config.drop_last))
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether attention is being recorded, which is wanted of every token."""
+        return self.attends and bool(self.layers[-1].softmax._forward_hooks)
+
     def over(self, adapters: list[TaskAdapter]) -> list[FusedAdapters]:
         """One module per layer that mixes these adapters. Their order carries no meaning.
 

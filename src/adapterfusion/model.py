@@ -140,7 +140,7 @@ class TaskModel(Trained):
 
         While the last fusion's attention is recorded all go on, for that is wanted of each token.
         """
-        if self.fusion is not None and self.fusion.layers[-1].softmax._forward_hooks:
+        if self.fusion is not None and self.fusion.is_watched:
             yield
             return
         block = self.backbone.encoder.layer[-1].attention.output

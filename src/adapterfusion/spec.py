@@ -22,10 +22,10 @@ CORE = (
     "evaluate",
     "fusion",
     "inject",
+    "kernels",
     "metrics",
     "mixers",
     "model",
-    "products",
     "train",
 )
 JOINT = "joint"  # the name a run on several tasks has in place of a task's
