@@ -149,6 +149,16 @@ def test_table_2_recomputed():
     )
 
 
+def test_a_difference_of_the_threshold_itself_is_no_change():
+    cells = REFERENCE.copy()
+    for task, mean in (("mnli", 84.02), ("qqp", 90.89), ("sst2", 91.54)):  # -0.30, +0.30, -0.31
+        cell = (cells["table"] == 1) & (cells["task"] == task) & (cells["method"] == "fusion_st")
+        cells.loc[cell, "mean"] = mean
+    (row,) = audit.arrows(cells, 1, [("fusion_st", "st_adapter")]).to_dict("records")
+    assert (row["improved"], row["same"], row["worse"]) == (8, 6, 2)
+    assert row["worse_on"] == "sst2, winogrande"
+
+
 def test_the_same_for_roberta():
     (row,) = audit.arrows(REFERENCE, 4, [("fusion_st", "st_adapter_r16")]).to_dict("records")
     assert (row["improved"], row["same"], row["worse"]) == (5, 10, 1)
@@ -378,6 +388,7 @@ def test_only_whole_official_data_are_compared():
         config_of(), [capped, unofficial, record("full", "sick", 1, 0.87)], REFERENCE
     )
     assert list(table.index) == ["SICK"] and "Left out" in text and "cb (rows capped)" in text
+    assert text.endswith("ours has 56.")  # what the made-up record says
 
 
 def test_another_backbone_corresponds_to_nothing():

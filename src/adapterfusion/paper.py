@@ -178,6 +178,11 @@ def comparison(
     left_out = [f"{task} ({', '.join(n)})" for task, n in notes.items() if n]
     if left_out:
         text += f" Left out, because their data differ: {'; '.join(left_out)}."
+    if "sick" in notes and not notes["sick"]:
+        text += (
+            " SICK: the paper's cells fit the 500 dev rows of the original trial set, ours has "
+            f"{first['sick']['data']['rows']['dev']}."
+        )
     return pd.DataFrame(rows, columns=columns).set_index("task"), text
 
 
