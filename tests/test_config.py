@@ -114,7 +114,7 @@ WRONG = [  # key that is set, its value, what the error calls it, part of the re
     ("fusion.drop_last", 1, "fusion.drop_last: 1 is a int", "type bool"),
     ("fusion.variant", "mean", "fusion.variant: 'mean'", "average_parameters, scalars"),
 ]
-NOT_YET = [  # mistakes that are still found out by a run, or not at all
+NO_STUDY = [
     ("methods", ["fusion"], "methods: 'fusion'"),
     ("methods", ["st_adapter", "static"], "methods: 'static'"),
     ("methods", [], "methods: empty"),
@@ -143,9 +143,8 @@ def test_a_mistake_is_named_with_its_remedy(key, value, named, remedy):
     assert "\n" not in message
 
 
-@pytest.mark.xfail(strict=True, reason="config does not check these yet")
 @pytest.mark.parametrize(
-    ("key", "value", "named"), NOT_YET, ids=[f"{w[0]}-{i}" for i, w in enumerate(NOT_YET)]
+    ("key", "value", "named"), NO_STUDY, ids=[f"{w[0]}-{i}" for i, w in enumerate(NO_STUDY)]
 )
 def test_a_study_that_cannot_be_run_is_refused(key, value, named):
     message = message_of(changed(key, value))
@@ -153,7 +152,6 @@ def test_a_study_that_cannot_be_run_is_refused(key, value, named):
     assert "\n" not in message
 
 
-@pytest.mark.xfail(strict=True, reason="config does not check this yet")
 def test_a_control_with_the_own_adapter_needs_a_target_that_is_a_source():
     values = changed("sources", ["cb"]) | {"controls": ["own_only"], "control_targets": ["rte"]}
     assert message_of(values).startswith("mine.yaml: control_targets")

@@ -120,7 +120,7 @@ def test_hours_are_arithmetic_by_speed_and_by_what_runs_side_by_side(counted):
 
 
 def test_memory_and_disk_of_a_known_backbone(counted):
-    named = dataclasses.replace(counted, backbone=BackboneConfig("bert-base-uncased"))
+    named = dataclasses.replace(counted, backbone=BackboneConfig("google-bert/bert-base-uncased"))
     table = forecast(named, 1e12, 1)
     assert table.loc["full", "memory, GB"] >= 16 * 109_482_240 / 1e9
     assert table.loc["full", "memory, GB"] > 2 * table.loc["st_adapter", "memory, GB"]
@@ -132,7 +132,7 @@ def test_memory_and_disk_of_a_known_backbone(counted):
 
 def test_the_command_prints_a_forecast_for_a_gpu_that_is_not_here(monkeypatch, tmp_path, capsys):
     values = yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text())
-    values["backbone"] = {"name": "bert-base-uncased"}
+    values["backbone"] = {"name": "google-bert/bert-base-uncased"}
     (project(tmp_path) / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setattr(module, "resolve_backbone", None)

@@ -339,7 +339,6 @@ def test_kill_minus_nine_and_start_again_gives_the_same_bytes(joint_spec, tmp_pa
     assert scores_of(record) == scores_of(whole)
 
 
-@pytest.mark.xfail(strict=True, reason="train.main prints record['metrics'], which has none")
 def test_the_command_trains_a_joint_run(joint_spec, tmp_path):
     joint_spec(recipe=Recipe(2e-3, epochs=1, patience=1)).write(tmp_path / "spec.json")
     command = [sys.executable, "-m", "adapterfusion.train", str(tmp_path)]
@@ -348,7 +347,6 @@ def test_the_command_trains_a_joint_run(joint_spec, tmp_path):
     assert result.returncode == 0, result.stderr[-500:]
 
 
-@pytest.mark.xfail(strict=True, reason="Run.batches takes one task for a run of that name")
 def test_a_joint_run_of_which_one_task_is_left_is_trained(joint_spec, tasks, tmp_path):
     record = train(joint_spec(data={"two": tasks["two"]}), tmp_path)
     assert list(record["tasks"]) == ["two"] and record["status"] == "finished"

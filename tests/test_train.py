@@ -158,6 +158,7 @@ def test_an_interruption_before_the_first_epoch_ends_starts_again(make_spec, tmp
 
 
 def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(make_spec, tmp_path, monkeypatch):
+    spec = make_spec(recipe=Recipe(5e-3, epochs=3, patience=3))
     whole, calls = torch.save, []
 
     def save(values, path):
@@ -169,9 +170,10 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(make_spec, tmp_p
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(torch, "save", save)
-        train(make_spec(), tmp_path)
+        patch.setattr(train_module, "SAVE_SHARE", 0)  # after every epoch
+        train(spec, tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt")[0].epoch == 1
-    assert train(make_spec(), tmp_path)["resumed"]
+    assert train(spec, tmp_path)["resumed"]
 
 
 def test_a_finished_run_is_not_trained_again(make_spec, tmp_path, monkeypatch):

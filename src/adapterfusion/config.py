@@ -287,9 +287,9 @@ def _build_dataclass(cls: type, value: Any, key: str, where: str) -> Any:
 
 def _check(config: Config, where: str) -> None:
     """What types alone cannot say."""
-    for section in ("tasks", "sources", "targets"):
+    for section in ("tasks", "sources", "targets", "methods"):
         if not getattr(config, section):
-            _fail(where, section, "empty", "Name at least one task.")
+            _fail(where, section, "empty", "Name at least one.")
     low = config.low_resource or LowResource((), ())
     named = {
         "sources": config.sources,
@@ -323,8 +323,15 @@ def _check(config: Config, where: str) -> None:
             _fail(where, "control_targets", f"{target!r} is not a source", "Add it to sources.")
     if "without_own" in config.controls and len(config.sources) < 2:
         _fail(where, "sources", "without_own needs a second one", "Name more sources.")
-    if any(rows < 2 for rows in low.rows):
-        _fail(where, "low_resource.rows", "needs at least two rows", "Correct it.")
+    if config.controls and not config.control_targets:
+        _fail(where, "control_targets", "empty, but there are controls", "Name at least one.")
+    if "sequential" in config.methods and not config.sequential:
+        _fail(where, "sequential", "empty, but it is among the methods", "Name target: source.")
+    if config.source_seed is not None and not 0 <= config.source_seed < 2**32:
+        _fail(where, "source_seed", "lies outside [0, 2**32)", "Choose another, or null.")
+    if any(rows < 2 for rows in low.rows) or len(set(low.rows)) != len(low.rows):
+        problem = "each size needs at least two rows and is named once"
+        _fail(where, "low_resource.rows", problem, "Correct it.")
     for name, task in config.tasks.items():
         if not task.seeds or len(set(task.seeds)) != len(task.seeds):
             _fail(

@@ -108,6 +108,10 @@ def train_all(config: Config) -> None:
                         waiting.clear()
                 else:
                     finish(run)
+    if waiting and not failed:
+        run = waiting[0]
+        missing = ", ".join(sorted({need.method for need in planner.needs(run) - done}))
+        raise RunError(f"{run.method} on {run.task} needs {missing}. Add it to methods.")
     if failed:
         run, error = next(iter(failed.items()))
         raise RunError(

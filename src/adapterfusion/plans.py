@@ -51,7 +51,8 @@ def tasks_of(config: Config, name: str) -> list[str]:
     elif row.folder:
         names = config.control_targets
     elif name == "sequential":
-        names = [target for target in config.targets if target in config.sequential]
+        start = config.sequential
+        names = [t for t in config.targets if t in start and not absent(config, start[t])]
     elif name == "full" and "sequential" in config.methods:
         known = set(config.targets) | set(config.sequential.values())
         names = [task for task in config.tasks if task in known]
@@ -157,7 +158,8 @@ class Planner:
         record = self.paths.run(where, run.task, run.seed) / "run.json"
         if weights.is_file() and record.is_file():
             values = json.loads(record.read_text())
-            same = values["config"] == json.loads(json.dumps(self.spec(run).identity()))
+            # as text, because the order of tasks and sources decides too
+            same = json.dumps(values["config"]) == json.dumps(self.spec(run).identity())
             if same and values["code_sha256"] == code_sha256():
                 return weights
         return None
@@ -199,14 +201,15 @@ class Planner:
         Raises:
             RunError: a task was not prepared, or a run this one builds on is not finished.
         """
-        if sources is None and run in self._specs:
+        by_hand = sources is not None
+        if run in self._specs and not by_hand:
             return self._specs[run]
         row, config = method(run.method), self.config
         tasks = tasks_of(config, run.method) if row.joint else [run.task]
         if sources is None:
             sources = {task: self._artifact(r) for task, r in self.sources(run).items()}
         start = self.start(run)
-        self._specs[run] = RunSpec(
+        spec = RunSpec(
             method=run.method,
             task=run.task,
             seed=run.seed,
@@ -225,7 +228,9 @@ class Planner:
             start=self._artifact(start) if start else None,
             rows=row.rows,
         )
-        return self._specs[run]
+        if not by_hand:
+            self._specs[run] = spec
+        return spec
 
     @staticmethod
     def _replaced(section, changes: dict | None):

@@ -150,7 +150,7 @@ class Run:
         """An epoch's batches, each with its task: the training rows in an order of the epoch's own."""
         spec = self.spec
         lengths = {name: task.splits["train"].lengths for name, task in self.tasks.items()}
-        if len(lengths) > 1:
+        if spec.task not in lengths:
             return joint_batches(lengths, spec.batch_size, spec.seed, epoch, spec.recipe.epochs)
         rows = training_batches(lengths[spec.task], spec.batch_size, spec.seed, epoch)
         return [(spec.task, batch) for batch in rows]
@@ -333,7 +333,8 @@ def main() -> None:
         record = train(RunSpec.read(folder / "spec.json"), folder)
     except (ValueError, OSError, TrainingError) as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(record["metrics"]))
+    joint = {task: part["metrics"] for task, part in record.get("tasks", {}).items()}
+    print(json.dumps(joint or record["metrics"]))
 
 
 if __name__ == "__main__":
