@@ -115,10 +115,10 @@ WRONG = [  # key that is set, its value, what the error calls it, part of the re
     ("fusion.variant", "mean", "fusion.variant: 'mean'", "average_parameters, scalars"),
 ]
 NO_STUDY = [
-    ("methods", ["fusion"], "methods: 'fusion'"),
-    ("methods", ["st_adapter", "static"], "methods: 'static'"),
+    ("methods", ["fusion"], "methods[0]: 'fusion'"),
+    ("methods", ["st_adapter", "static"], "methods[1]: 'static'"),
     ("methods", [], "methods: empty"),
-    ("controls", ["fusion_st"], "controls: 'fusion_st'"),
+    ("controls", ["fusion_st"], "controls[0]: 'fusion_st'"),
     ("methods", ["fusion_st"], "methods"),  # without the adapters that it fuses
     ("controls", ["static"], "control_targets"),  # on no target
     ("methods", ["full", "sequential"], "sequential"),  # from nowhere

@@ -54,12 +54,19 @@ def records(tasks: list[str], seeds: int) -> list[dict]:
                         "task": task,
                         "seed": seed,
                         "metrics": {"held_out": {"accuracy": accuracy}},
-                        "data": {"metrics": ["accuracy"]},
+                        "data": {
+                            "metrics": ["accuracy"],
+                            "rows": {"train": 80, "validation": 20, "dev": 200},
+                        },
+                        "epochs": [{}] * 4,
                         "parameters": {
                             "trainable": int(TRAINED[method]),
                             "stored": int(STORED[method]),
                         },
-                        "seconds": {"train": SECONDS[method] * rng.uniform(0.8, 1.2)},
+                        "seconds": {
+                            "train": SECONDS[method] * rng.uniform(0.8, 1.2),
+                            "evaluation": rng.uniform(2, 3),
+                        },
                     }
                 )
     return found
@@ -268,8 +275,15 @@ def test_cost_draws_means_over_shared_targets():
     assert row["accuracy"] == pytest.approx(np.mean(accuracies))
     assert row["seconds"] == pytest.approx(np.mean([r["seconds"]["train"] for r in of]))
     assert (row["trained"], row["stored"]) == (TRAINED["full"], STORED["full"])
-    for axis, column in zip(panels(figure), ["trained", "stored", "seconds"], strict=True):
+    of_row = [1000 * r["seconds"]["evaluation"] / len(r["epochs"]) / held_out(r) for r in of]
+    assert row["inference"] == pytest.approx(np.mean(of_row))
+    for axis, column in zip(panels(figure), ["trained", "stored", "seconds"], strict=False):
         assert drawn(axis) == pairs(data[column], data["accuracy"])
+
+
+def held_out(record: dict) -> int:
+    rows = record["data"]["rows"]
+    return rows.get("validation", 0) + rows["dev"]
 
 
 def test_relative_to_full_draws_its_differences():

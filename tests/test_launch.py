@@ -243,7 +243,7 @@ def test_key_files_of_a_task_that_has_left_are_gone(config_of, trainer):
 def test_a_study_is_trained_by_workers_and_read_back(config_of):
     """Processes of their own; then records by task, a joint run's too."""
     config = config_of(
-        methods=["st_adapter", "mt_adapter", "fusion_mt"],
+        methods=["st_adapter", "mt_adapter", "fusion_st", "fusion_mt"],
         tasks={"mid": {"seeds": [7], "epochs": 1}, "small": {"seeds": [1], "epochs": 1}},
         sources=["mid", "small"],
         targets=["small"],

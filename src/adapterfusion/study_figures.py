@@ -44,9 +44,11 @@ def _legend(figure: Figure, looks: dict[str, dict[str, str]], ncols: int, **line
     figure.legend(handles=handles, ncols=min(ncols, len(handles)), loc="outside upper center")
 
 
-def _panels(n: int, width: float, height: float, top: float) -> tuple[Figure, list[Axes]]:
-    """n panels in rows of three; `top` inches are kept for a legend."""
-    columns = min(3, n)
+def _panels(
+    n: int, width: float, height: float, top: float, columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """n panels in rows of `columns`; `top` inches are kept for a legend."""
+    columns = min(columns, n)
     rows = -(-n // columns)
     figure, axes = plt.subplots(
         rows,
@@ -63,10 +65,12 @@ def _panels(n: int, width: float, height: float, top: float) -> tuple[Figure, li
 def cost(
     config: Config, records: list[dict[str, Any]], protocol: str | None = None
 ) -> tuple[Figure, pd.DataFrame]:
-    """Accuracy against trained parameters, parameters stored for a target, and training time.
+    """Accuracy against parameters trained and stored for a target, training time and inference time.
 
-    One point a method: the mean over seeds, then over the targets that all methods shown have. The
-    time is that of the target's own run; adapters and models it starts from are not counted again.
+    One point a method: the mean over seeds, then over the targets that all methods shown have. Costs
+    are those of the target's own run, and its share of a joint one; adapters and models it starts
+    from are not counted again. Inference is timed where a run evaluates itself, so the head alone,
+    which is evaluated on remembered features, has none.
     """
     protocol = protocol or protocols(config)[0]
     targets = tasks_of(config, "fusion_st")
@@ -74,14 +78,23 @@ def cost(
         "trained": "trained parameters",
         "stored": "parameters stored for a target",
         "seconds": "training time of a target, s",
+        "inference": "inference time of a row, ms",
     }
+
+    def inference(r: dict[str, Any]) -> float:
+        rows = sum(n for split, n in r["data"]["rows"].items() if split != "train")
+        per_epoch = r["seconds"]["evaluation"] / len(r["epochs"]) / len(r.get("joint", [r["task"]]))
+        return float("nan") if r["method"] == "head" else 1000 * per_epoch / rows
+
+    share = [len(r.get("joint", [r["task"]])) for r in records]
     costs = pd.DataFrame(
         {
             "method": [r["method"] for r in records],
             "task": [r["task"] for r in records],
             "trained": [r["parameters"]["trainable"] for r in records],
-            "stored": [r["parameters"]["stored"] for r in records],
-            "seconds": [r["seconds"]["train"] for r in records],
+            "stored": [r["parameters"]["stored"] / n for r, n in zip(records, share, strict=True)],
+            "seconds": [r["seconds"]["train"] / n for r, n in zip(records, share, strict=True)],
+            "inference": [inference(r) for r in records],
         }
     )
     accuracy = scores(records).query("metric == 'accuracy' and protocol == @protocol")
@@ -93,7 +106,7 @@ def cost(
         [{"method": m} | means.loc[[(m, t) for t in shared]].mean().to_dict() for m in methods]
     )
     table["targets"] = len(shared)
-    figure, panels = _panels(3, 2.7, 2.6, 0.6)
+    figure, panels = _panels(4, 2.7, 2.6, 0.6, columns=2)
     for axis, (column, label) in zip(panels, axes_of.items(), strict=True):
         for row in table.to_dict("records"):
             look = _look(row["method"])
@@ -107,8 +120,9 @@ def cost(
         axis.set_xlabel(label)
         axis.grid(color="#E5E5E5", lw=0.6)
         axis.set_axisbelow(True)
-    panels[0].set_ylabel("mean dev accuracy, %")
-    _legend(figure, {title(m): _look(m) for m in methods}, 5, mec="black", mew=0.5, ms=7)
+    for axis in panels[::2]:
+        axis.set_ylabel("mean dev accuracy, %")
+    _legend(figure, {title(m): _look(m) for m in methods}, 3, mec="black", mew=0.5, ms=7)
     return figure, table
 
 
