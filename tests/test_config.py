@@ -1,6 +1,7 @@
 """params.yaml is read strictly: each mistake gives one error that names file, key and remedy."""
 
 import dataclasses
+import typing
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ import yaml
 from adapterfusion.config import (
     AdapterConfig,
     ConfigError,
+    ControlName,
     FusionConfig,
+    MethodName,
     Recipes,
     load_config,
     parse_config,
 )
+from adapterfusion.methods import CONTROLS, METHODS
 
 ROOT = Path(__file__).parents[1]
 RECIPE = {"learning_rate": 1e-3, "epochs": 2, "patience": 1}
@@ -113,13 +117,15 @@ WRONG = [  # key that is set, its value, what the error calls it, part of the re
     ("low_resource", {"targets": ["rte"], "rows": 8}, "low_resource.rows: a list", "[a, b]"),
     ("fusion.drop_last", 1, "fusion.drop_last: 1 is a int", "type bool"),
     ("fusion.variant", "mean", "fusion.variant: 'mean'", "average_parameters, scalars"),
+    ("methods", ["fusion"], "methods[0]: 'fusion' is not known", "fusion_st, fusion_mt"),
+    ("methods", ["full", "static"], "methods[1]: 'static' is not known", "head, full"),
+    ("controls", ["fusion_st"], "controls[0]: 'fusion_st' is not known", "own_only"),
+    ("methods", ["fusion_st"], "methods: fusion_st needs st_adapter", "Add it"),
+    ("methods", ["fusion_mt"], "methods: fusion_mt needs mt_adapter", "Add it"),
+    ("methods", ["sequential"], "methods: sequential needs full", "Add it"),
 ]
 NO_STUDY = [
-    ("methods", ["fusion"], "methods[0]: 'fusion'"),
-    ("methods", ["st_adapter", "static"], "methods[1]: 'static'"),
     ("methods", [], "methods: empty"),
-    ("controls", ["fusion_st"], "controls[0]: 'fusion_st'"),
-    ("methods", ["fusion_st"], "methods"),  # without the adapters that it fuses
     ("controls", ["static"], "control_targets"),  # on no target
     ("methods", ["full", "sequential"], "sequential"),  # from nowhere
     ("source_seed", -1, "source_seed"),
@@ -150,6 +156,25 @@ def test_a_study_that_cannot_be_run_is_refused(key, value, named):
     message = message_of(changed(key, value))
     assert message.startswith(f"mine.yaml: {named}")
     assert "\n" not in message
+
+
+def test_every_method_and_control_of_the_table_is_known_and_no_other():
+    assert typing.get_args(MethodName) == tuple(METHODS)
+    assert typing.get_args(ControlName) == tuple(CONTROLS)
+
+
+@pytest.mark.parametrize(
+    "addition",
+    [{"controls": ["static"]}, {"low_resource": {"targets": ["rte"], "rows": [8]}}],
+)
+def test_what_is_held_against_fusion_needs_fusion(addition):
+    values = changed("methods", ["st_adapter"]) | {"control_targets": ["rte"]} | addition
+    assert message_of(values).startswith("mine.yaml: methods: controls and low_resource need")
+
+
+def test_without_its_own_adapter_a_fusion_needs_another():
+    values = changed("sources", ["rte"]) | {"controls": ["without_own"], "control_targets": ["rte"]}
+    assert message_of(values).startswith("mine.yaml: sources: without_own needs a second one")
 
 
 def test_a_control_with_the_own_adapter_needs_a_target_that_is_a_source():

@@ -268,7 +268,9 @@ def test_a_study_is_trained_by_workers_and_read_back(config_of):
     own = runs.load_runs(config, "own_only")[0]
     assert own["attention"]["adapters"] == ["small"]
     assert runs.shown(config, "08_ablations") == [own]
-    assert runs.shown(config, "05_fusion", "small") == runs.load_runs(config, "fusion_mt")
-    assert len(runs.load_runs(config)) == 2 + 2 + 1  # methods, without controls
+    fused = runs.shown(config, "05_fusion", "small")
+    assert [record["method"] for record in fused] == ["fusion_st", "fusion_mt"]
+    assert fused[1:] == runs.load_runs(config, "fusion_mt")
+    assert len(runs.load_runs(config)) == 2 + 2 + 1 + 1  # methods, without controls
     with pytest.raises(RunError, match=r"runs/head/small/seed1/run\.json: missing"):
         runs.load_runs(config, "head")

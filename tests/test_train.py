@@ -168,12 +168,29 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(make_spec, tmp_p
             raise OSError("disk full")
         whole(values, path)
 
+    spec = make_spec(recipe=Recipe(5e-3, epochs=3, patience=3))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(torch, "save", save)
         patch.setattr(train_module, "SAVE_SHARE", 0)  # after every epoch
         train(spec, tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt")[0].epoch == 1
     assert train(spec, tmp_path)["resumed"]
+
+
+@pytest.mark.parametrize(("share", "saved"), [(0, 3), (1e9, 1)])
+def test_a_run_cut_long_after_its_checkpoint_goes_on_to_the_same_bytes(
+    make_spec, tmp_path, monkeypatch, share, saved
+):
+    """Large models are not saved after every epoch."""
+    spec = make_spec(recipe=Recipe(5e-3, epochs=4, patience=4))
+    train(spec, tmp_path / "whole")
+    monkeypatch.setattr(train_module, "SAVE_SHARE", share)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, epochs=3)
+        train(spec, tmp_path / "cut")
+    assert load_checkpoint(tmp_path / "cut" / "checkpoint.pt")[0].epoch == saved
+    assert train(spec, tmp_path / "cut")["resumed"]
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_a_finished_run_is_not_trained_again(make_spec, tmp_path, monkeypatch):
