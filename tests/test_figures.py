@@ -222,7 +222,7 @@ def test_costs_of_any_spread_have_readable_ticks(spread):
     found = records(TARGETS[:1], 1)
     for record, factor in zip(found, np.geomspace(1, spread, len(found)), strict=True):
         record["parameters"] = dict.fromkeys(("trainable", "stored"), 12_000 * factor)
-        record["seconds"] = {"train": 7 * factor}
+        record["seconds"] = {"train": 7 * factor, "evaluation": 2.5}
     figure, _ = study_figures.cost(config(TARGETS[:1]), found)
     check_layout(figure)
     for axis in panels(figure):
