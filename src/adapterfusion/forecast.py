@@ -77,6 +77,8 @@ def rows_and_tokens(config: Config, task: str, split: str) -> tuple[float, float
     path = Paths(config.profile).prepared / task / f"{split}.parquet"
     if path.is_file():
         return _measured(path)
+    if split == "validation" and not config.data.validation:
+        return 0, 0
     entry, known = config.tasks[task], PAPER.get(task)
     official = task_sizes().get(task) or (known.hub.rows if known and known.hub else {})
     part = "dev" if split == "dev" else "train"
