@@ -34,6 +34,7 @@ from adapterfusion.checkpoint import (
 )
 from adapterfusion.evaluate import first_token_states, mean_attention, predict
 from adapterfusion.fusion import TaskFusion
+from adapterfusion.kernels import keep_freed_memory
 from adapterfusion.metrics import score
 from adapterfusion.model import TaskModel, load_backbone
 from adapterfusion.paths import atomic_write
@@ -94,6 +95,7 @@ class Run:
         if "validation" not in self.splits:
             del self.rules["held_out"]
 
+        keep_freed_memory()
         torch.use_deterministic_algorithms(True, warn_only=True)
         AcceleratorState._reset_state(reset_partial_state=True)  # a kernel may train many runs
         mixed = "bf16" if spec.precision == "bfloat16" else "no"
