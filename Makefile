@@ -25,6 +25,7 @@ $(BIN)/.ready: requirements.lock pyproject.toml
 	touch $@
 
 reproduce: $(BIN)/.ready
+	@python -m adapterfusion.forecast
 	@started=$$(date +%s); dvc repro && python -m adapterfusion.report --print --since $$started
 
 test: $(BIN)/.ready

@@ -174,13 +174,12 @@ def make_spec(bert, tasks):
             "batch_size": 16,
             "micro_batch_size": 16,
             "precision": "float32",
-            "weight_decay": 0.0,
             "clip_norm": 1.0,
+            "threads": 1,
             "backbone": bert.artifact,
-            "data": tasks[task],
+            "data": {task: tasks[task]} if task in tasks else {},
             "adapter": AdapterConfig(reduction=4) if trains == "adapter" else None,
             "fusion": FusionConfig() if trains == "fusion" else None,
-            "sources": {},
         }
         return RunSpec(**values | fields)
 

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 import yaml
 
-from adapterfusion import notebook, runs, tables
+from adapterfusion import notebook, plans, tables
 from adapterfusion.config import parse_config
 from adapterfusion.paths import Paths, find_root
 
@@ -44,10 +44,12 @@ def record(task: str) -> dict:
 
 
 def test_no_method_runs_on_it(study):
-    assert runs.absent(study, "recommend") == NOTE
-    assert runs.absent(study, "uses") is None
-    assert runs.tasks_of(study, "st_adapter") == ["opinions", "uses"]
-    assert runs.tasks_of(study, "full") == ["uses"]
+    assert plans.absent(study, "recommend") == NOTE
+    assert plans.absent(study, "uses") is None
+    assert plans.tasks_of(study, "st_adapter") == ["opinions", "uses"]
+    assert plans.tasks_of(study, "head") == ["uses"]
+    assert plans.tasks_of(study, "full") == ["opinions", "uses"]  # what sequential starts from
+    assert not any(run.task == "recommend" for run in plans.study(study))
 
 
 def test_tables_leave_it_out_and_say_so(study):

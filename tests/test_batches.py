@@ -21,6 +21,11 @@ lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=400).map(np.array
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
+def share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+    """Padding of one task's batches."""
+    return padding_share({"one": lengths}, [("one", rows) for rows in batches])
+
+
 def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -76,14 +81,16 @@ def test_bucketing_pads_much_less_than_chance(seed, batch_size, rows):
     lengths = rng.integers(5, 100, rows)
     order = rng.permutation(rows)
     shuffled = [order[i : i + batch_size] for i in range(0, rows, batch_size)]
-    bucketed = padding_share(lengths, training_batches(lengths, batch_size, seed, 0))
-    assert 0 <= bucketed < 0.6 * padding_share(lengths, shuffled)
+    bucketed = share(lengths, training_batches(lengths, batch_size, seed, 0))
+    assert 0 <= bucketed < 0.6 * share(lengths, shuffled)
 
 
 def test_padding_share_of_a_case_by_hand():
     lengths = np.array([2, 4, 3, 3])
-    assert padding_share(lengths, [np.array([0, 1]), np.array([2, 3])]) == pytest.approx(2 / 14)
-    assert padding_share(lengths, [np.array([i]) for i in range(4)]) == 0
+    assert share(lengths, [np.array([0, 1]), np.array([2, 3])]) == pytest.approx(2 / 14)
+    assert share(lengths, [np.array([i]) for i in range(4)]) == 0
+    both = [("a", np.array([0, 1])), ("b", np.array([0]))]  # 6 of 8 used, and 5 of 5
+    assert padding_share({"a": lengths, "b": np.array([5])}, both) == pytest.approx(2 / 13)
 
 
 def make_split(rows: int, choices: int, seed: int = 0) -> Split:
@@ -113,6 +120,20 @@ def test_collate_pads_each_sequence_and_nothing_else(rows, choices, seed):
         assert batch["token_type_ids"][i, n:].tolist() == [0] * (width - n)
         assert batch["attention_mask"][i].tolist() == [1] * n + [0] * (width - n)
     assert batch["labels"].tolist() == split.labels[chosen].tolist()
+
+
+@quick
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 1000))
+def test_a_sample_holds_so_many_whole_rows_in_their_order(rows, n, seed):
+    split = make_split(rows, 2)
+    cut = split.sample(n, seed)
+    places = [int(i) for i in cut.ids]
+    assert len(cut) == min(n, rows) and places == sorted(set(places))
+    assert cut.labels.tolist() == split.labels[places].tolist()
+    assert cut.lengths.tolist() == split.lengths[places].tolist()
+    for name in ("input_ids", "token_type_ids"):
+        assert all(getattr(cut, name)[i] is getattr(split, name)[p] for i, p in enumerate(places))
+    assert split.sample(n, seed).ids == cut.ids
 
 
 @pytest.mark.parametrize("row_group_size", [1, 3, 100])

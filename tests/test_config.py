@@ -27,6 +27,7 @@ def valid() -> dict:
         "tasks": {"cb": {"seeds": [1, 2]}, "rte": {"seeds": [1], "train": 100, "dev": None}},
         "sources": ["cb", "rte"],
         "targets": ["rte"],
+        "methods": ["st_adapter", "fusion_st"],
         "recipes": {
             name: dict(RECIPE) for name in (field.name for field in dataclasses.fields(Recipes))
         },
@@ -75,7 +76,7 @@ WRONG = [  # key that is set, its value, what the error calls it, part of the re
     ("data.source", "mirror", "data.mirror: missing", "Name the folder"),
     ("training.batch_size", 0, "training.batch_size", "at least 1"),
     ("training.precision", "float16", "training.precision: 'float16'", "float32, bfloat16"),
-    ("training.clip_norm", 0, "training", "clip_norm positive"),
+    ("training.clip_norm", 0, "training", "clip_norm are positive"),
     ("tasks", {}, "tasks: empty", "at least one"),
     ("tasks", ["cb"], "tasks: a mapping is needed", "profiles/"),
     ("tasks.cb.seeds", [], "tasks.cb.seeds", "each once"),
@@ -87,6 +88,42 @@ WRONG = [  # key that is set, its value, what the error calls it, part of the re
     ("sources", ["cb", "cb"], "sources: a task is named twice", "once"),
     ("targets", [], "targets: empty", "at least one"),
     ("targets", "rte", "targets: a list is needed", "[a, b]"),
+    ("methods", DROP, "methods", "profiles/ has examples"),
+    ("methods", "full", "methods: a list is needed", "[a, b]"),
+    ("recipes.joint", DROP, "recipes.joint", "profiles/ has examples"),
+    ("recipes.fusion_st", RECIPE, "recipes.fusion_st: unknown key", "fusion"),
+    ("recipes.joint.warmup", 1.0, "recipes.joint: warmup lies in [0, 1)", "Correct"),
+    ("recipes.joint.warmup", -0.1, "recipes.joint: warmup lies in [0, 1)", "Correct"),
+    ("recipes.full.weight_decay", -1, "recipes.full: warmup", "not negative"),
+    ("training.weight_decay", 0.1, "training.weight_decay: unknown key", "threads"),
+    ("training.threads", 0, "training: threads", "are positive"),
+    ("training.side_by_side", -1, "training: threads", "are positive"),
+    ("control_targets", ["sst2"], "control_targets: 'sst2' is not under tasks", "Add it there"),
+    ("control_targets", ["cb"], "control_targets: 'cb' is not a target", "Add it to targets"),
+    ("control_targets", ["rte", "rte"], "control_targets: a task is named twice", "once"),
+    ("sequential", {"cb": "rte"}, "sequential.cb: 'rte' cannot come before 'cb'", "a target"),
+    ("sequential", {"rte": "rte"}, "sequential.rte: 'rte' cannot", "another task"),
+    ("sequential", {"rte": "sst2"}, "sequential.rte: 'sst2' cannot", "its source"),
+    ("sequential", ["rte"], "sequential: a mapping is needed", "profiles/"),
+    ("source_seed", "1", "source_seed: '1' is a str", "without quotes"),
+    ("low_resource", {"rows": [8]}, "low_resource.targets: missing", "profiles/"),
+    ("low_resource", {"targets": ["cb"], "rows": [8]}, "low_resource.targets: 'cb'", "a target"),
+    ("low_resource", {"targets": ["x"], "rows": [8]}, "low_resource.targets: 'x'", "Add it"),
+    ("low_resource", {"targets": ["rte"], "rows": [1]}, "low_resource.rows", "two rows"),
+    ("low_resource", {"targets": ["rte"], "rows": 8}, "low_resource.rows: a list", "[a, b]"),
+    ("fusion.drop_last", 1, "fusion.drop_last: 1 is a int", "type bool"),
+    ("fusion.variant", "mean", "fusion.variant: 'mean'", "average_parameters, scalars"),
+]
+NO_STUDY = [
+    ("methods", ["fusion"], "methods[0]: 'fusion'"),
+    ("methods", ["st_adapter", "static"], "methods[1]: 'static'"),
+    ("methods", [], "methods: empty"),
+    ("controls", ["fusion_st"], "controls[0]: 'fusion_st'"),
+    ("methods", ["fusion_st"], "methods"),  # without the adapters that it fuses
+    ("controls", ["static"], "control_targets"),  # on no target
+    ("methods", ["full", "sequential"], "sequential"),  # from nowhere
+    ("source_seed", -1, "source_seed"),
+    ("low_resource", {"targets": ["rte"], "rows": [8, 8]}, "low_resource.rows"),
 ]
 
 
@@ -104,6 +141,20 @@ def test_a_mistake_is_named_with_its_remedy(key, value, named, remedy):
     assert message.startswith(f"mine.yaml: {named}")
     assert remedy in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"), NO_STUDY, ids=[f"{w[0]}-{i}" for i, w in enumerate(NO_STUDY)]
+)
+def test_a_study_that_cannot_be_run_is_refused(key, value, named):
+    message = message_of(changed(key, value))
+    assert message.startswith(f"mine.yaml: {named}")
+    assert "\n" not in message
+
+
+def test_a_control_with_the_own_adapter_needs_a_target_that_is_a_source():
+    values = changed("sources", ["cb"]) | {"controls": ["own_only"], "control_targets": ["rte"]}
+    assert message_of(values).startswith("mine.yaml: control_targets")
 
 
 @pytest.mark.parametrize("values", [None, [], "text", 3])
@@ -126,7 +177,10 @@ def test_valid_values_are_read_with_types_and_defaults():
     assert config.sources == ("cb", "rte")
     assert config.adapter == AdapterConfig("pfeiffer", 16, "relu")
     assert config.fusion == FusionConfig("dynamic", "folded", 0.01, 0.1)
-    assert config.training.weight_decay == 0 and config.training.clip_norm == 1
+    assert config.training.clip_norm == 1 and config.training.threads == 1
+    assert config.recipes.full.weight_decay == 0 and config.recipes.full.warmup == 0
+    assert config.methods == ("st_adapter", "fusion_st") and config.controls == ()
+    assert config.sequential == {} and config.low_resource is None and config.source_seed is None
 
 
 def test_an_integer_may_stand_where_a_float_is_due():

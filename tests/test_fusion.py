@@ -13,12 +13,12 @@ from torch import Tensor
 
 from adapterfusion import evaluate
 from adapterfusion.adapter import Adapter, AdapterBank, TaskAdapter
+from adapterfusion.assemble import parameter_groups
 from adapterfusion.batches import Split, collate
 from adapterfusion.config import AdapterConfig, FusionConfig
 from adapterfusion.evaluate import mean_attention
 from adapterfusion.fusion import Fusion, TaskFusion, record_attention
 from adapterfusion.model import TaskModel, load_backbone
-from adapterfusion.train import parameter_groups
 
 FORMS = ["reference", "folded"]
 ORDERS = ["token_side", "weight_side"]  # of the products in `folded`

@@ -4,6 +4,7 @@ wrong in between. Each case gives the right rows or one clear error, and loses n
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,15 +13,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hub_rows import SCHEMAS, table
 from hub_server import HubServer
 from tiny import params, project, tiny_backbone
 
-from adapterfusion import download
+from adapterfusion import claims, download, findings, runs, tables
 from adapterfusion.backbone import BackboneError, file_sha256, resolve_backbone
 from adapterfusion.catalogue import PAPER
 from adapterfusion.config import BackboneConfig, parse_config
 from adapterfusion.data import prepare
+from adapterfusion.launch import train_all
+from adapterfusion.methods import METHODS
 from adapterfusion.paths import find_root
 from adapterfusion.sources import locate, read, task_spec
 from adapterfusion.tasks import TaskError
@@ -389,3 +393,34 @@ def test_the_command_in_a_process_of_its_own(hub, monkeypatch, backbone, tmp_pat
     assert "mine: prepared, train 24, dev 6 rows, source own" in command()
     hub.stop()
     assert "mine: unchanged" in command()
+
+
+def test_the_papers_profile_runs_from_the_hub_to_its_claims(hub, monkeypatch, backbone):
+    """profiles/paper.yaml, with a tiny backbone and few rows in place of the real ones."""
+    for task in SCHEMAS:
+        publish(hub, task, monkeypatch)
+    named = serve_backbone(hub, backbone)
+    root = Path(__file__).parents[1]
+    values = yaml.safe_load((root / "profiles" / "paper.yaml").read_text())
+    values["backbone"] = dataclasses.asdict(named)
+    values["adapter"]["reduction"] = 4
+    for task in values["tasks"].values():
+        task |= {"seeds": [1], "max_length": 48}
+    for recipe in values["recipes"].values():
+        recipe |= {"epochs": 1, "patience": 1}
+    study = parse_config(values)
+    for task in study.tasks:
+        prepare(task, study)
+    hub.stop()  # from here on nothing is fetched
+
+    train_all(study)
+    records = [r for name in study.methods for r in runs.run(study, name)]
+    for name in study.controls:
+        assert {r["task"] for r in runs.run(study, name)} == set(study.control_targets)
+    rows = findings.write(study, records)["rows"]
+    assert {r["method"] for r in rows} == set(METHODS)
+    assert {r["task"] for r in rows} == set(PAPER) - {"argument"}
+    assert "Absent: argument" in tables.read_main_table(study)
+    shutil.copytree(root / "data" / "reference", find_root() / "data" / "reference")
+    verdicts = [c["verdict"] for c in claims.write(study, records)["claims"]]
+    assert len(verdicts) >= 12 and set(verdicts) != {"not tested"}

@@ -15,6 +15,8 @@ import nbformat
 import pytest
 import yaml
 
+from adapterfusion.methods import METHODS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -71,21 +73,15 @@ def edit_params(clone: Path, section: str, key: str, value: object) -> None:
 
 def test_pipeline(clone):
     output = dvc(clone, "repro")
-    everything = {
-        "code",
-        "data",
-        "overview",
-        "own_task",
-        "finetuning",
-        "adapters",
-        "fusion",
-        "evaluation",
-        "attention",
+    assert stages_run(output) == {
+        *("code", "data", "overview", "own_task", "train", "finetuning", "adapters", "multitask"),
+        *("fusion", "probes", "evaluation", "attention", "ablations", "paper", "start", "report"),
     }
-    assert stages_run(output) == everything | {"start", "report"}
     results = clone / "results" / "smoke"
     rows = json.loads((results / "summary.json").read_text())["rows"]
-    assert {r["method"] for r in rows} == {"head", "full", "st_adapter", "fusion_st"}
+    assert {r["method"] for r in rows} == set(METHODS)
+    verdicts = {c["verdict"] for c in json.loads((results / "claims.json").read_text())["claims"]}
+    assert verdicts <= {"reproduced", "contradicted", "not distinguishable", "not tested"}
     assert all(len(r["scores"]) == r["n_seeds"] for r in rows)
     assert (results / "report.html").read_text().count("<table") >= 3
     for path in results.glob("notebooks/*.ipynb"):
@@ -109,8 +105,9 @@ def test_pipeline(clone):
     ).read_bytes()
     edit_params(clone, "fusion", "variant", "static")
     assert stages_run(dvc(clone, "repro")) == {
-        "fusion", "evaluation", "attention", "start", "report",
-    }  # fmt: skip
+        *("train", "fusion", "probes", "ablations", "evaluation", "attention", "paper", "start"),
+        "report",
+    }
     after = (
         results / "weights" / "st_adapter" / "uses" / "seed1" / "model.safetensors"
     ).read_bytes()

@@ -97,7 +97,7 @@ def test_seed_decides_the_start(make_spec, tmp_path):
 def test_order_and_random_numbers_differ_by_seed_and_by_epoch(make_spec, tmp_path, monkeypatch):
     drawn = {}
 
-    def step(self, rows):
+    def step(self, task, rows):
         key = (self.spec.seed, self.state.epoch)
         drawn.setdefault(key, (torch.rand(1).item(), tuple(rows)))
         return 1.0
@@ -119,11 +119,11 @@ def interrupt_after(monkeypatch, epochs: int) -> None:
     whole = Run.step
     calls = []
 
-    def step(self, rows):
+    def step(self, task, rows):
         calls.append(rows)
         if self.state.epoch == epochs and len(calls) % 3 == 2:
             raise Interrupted
-        return whole(self, rows)
+        return whole(self, task, rows)
 
     monkeypatch.setattr(Run, "step", step)
 
@@ -158,6 +158,7 @@ def test_an_interruption_before_the_first_epoch_ends_starts_again(make_spec, tmp
 
 
 def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(make_spec, tmp_path, monkeypatch):
+    spec = make_spec(recipe=Recipe(5e-3, epochs=3, patience=3))
     whole, calls = torch.save, []
 
     def save(values, path):
@@ -169,9 +170,10 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(make_spec, tmp_p
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(torch, "save", save)
-        train(make_spec(), tmp_path)
+        patch.setattr(train_module, "SAVE_SHARE", 0)  # after every epoch
+        train(spec, tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt")[0].epoch == 1
-    assert train(make_spec(), tmp_path)["resumed"]
+    assert train(spec, tmp_path)["resumed"]
 
 
 def test_a_finished_run_is_not_trained_again(make_spec, tmp_path, monkeypatch):
@@ -233,7 +235,9 @@ def test_each_mode_moves_what_it_trains_and_nothing_else(spec_of, tmp_path, trai
     assert hashes["before"] == hashes["after"] == start.frozen_before
     counts = record["parameters"]
     assert counts["trainable"] == sum(tensor.numel() for tensor in trained.values())
-    assert sum(counts.values()) == sum(tensor.numel() for tensor in before.values())
+    assert counts["stored"] == counts["trainable"]
+    everything = sum(tensor.numel() for tensor in before.values())
+    assert counts["trainable"] + counts["frozen"] == everything
     assert (counts["frozen"] == 0) == (trains == "backbone")
     assert record["status"] == "finished"
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == record
@@ -266,15 +270,15 @@ def test_weights_that_are_left_behind_give_the_predictions(spec_of, tmp_path):
     record = train(spec, tmp_path)
     run = Run(spec, tmp_path / "again")
     run._load(load_file(tmp_path / "model.safetensors"))
-    logits = predict(run.model, run.splits["dev"], run.pad_id)
+    logits = predict(run.model, run.tasks[spec.task].splits["dev"], run.pad_id)
     np.testing.assert_array_equal(logits, logits_of(tmp_path).astype(np.float32))
-    accuracy = (logits.argmax(1) == run.splits["dev"].labels).mean()
+    accuracy = (logits.argmax(1) == run.tasks[spec.task].splits["dev"].labels).mean()
     assert record["metrics"]["held_out"]["accuracy"] == pytest.approx(accuracy)
 
 
 def test_logits_stand_in_the_order_of_the_rows(make_spec, tmp_path, monkeypatch):
     run = Run(make_spec("backbone", "choice"), tmp_path)
-    dev = run.splits["dev"]
+    dev = run.tasks["choice"].splits["dev"]
     assert np.any(np.diff(dev.lengths) < 0)  # rows are evaluated by length
     run.model.eval()
     with torch.no_grad():
@@ -332,15 +336,101 @@ def test_learning_rate_falls_in_a_line_to_nothing(make_spec, tmp_path, monkeypat
     seen = []
     whole = Run.step
 
-    def step(self, rows):
+    def step(self, task, rows):
         seen.append({group["lr"] for group in self.optimizer.param_groups})
-        return whole(self, rows)
+        return whole(self, task, rows)
 
     monkeypatch.setattr(Run, "step", step)
     train(make_spec(recipe=Recipe(1e-3, epochs=2, patience=2)), tmp_path)
     assert len(seen) == 6 and all(len(rates) == 1 for rates in seen)
     rates = [rate for (rate,) in seen]
     assert rates == pytest.approx([1e-3 * (1 - i / 6) for i in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("warmup", "shares"),  # of the peak, for the 6 steps of a run
+    [
+        (0.0, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        (0.5, [1 / 4, 2 / 4, 3 / 4, 1, 2 / 3, 1 / 3]),
+        (1 / 6, [1 / 2, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5]),
+    ],
+)
+def test_learning_rate_rises_during_warmup_and_then_falls(make_spec, tmp_path, warmup, shares):
+    run = Run(make_spec(recipe=Recipe(1e-3, 2, 2, warmup=warmup)), tmp_path)
+    rates = [run.learning_rate(done, 6) for done in range(6)]
+    assert rates == pytest.approx([1e-3 * share for share in shares])
+
+
+def test_warmup_goes_on_over_a_kill(make_spec, tmp_path, monkeypatch):
+    """It counts the steps of the whole run, whoever takes them."""
+    spec = make_spec(recipe=Recipe(5e-3, epochs=3, patience=3, warmup=0.6))
+    train(spec, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, epochs=1)
+        train(spec, tmp_path / "cut")
+    assert train(spec, tmp_path / "cut")["resumed"]
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_weight_decay_is_the_recipes_and_of_matrices_alone(spec_of, tmp_path):
+    spec = spec_of("fusion", recipe=Recipe(1e-2, 1, 1, weight_decay=0.5))
+    run = Run(spec, tmp_path)
+    before = run._weights()
+    for parameter in run.model.trainable().values():
+        parameter.grad = torch.zeros_like(parameter)  # all that is left of the step is decay
+    run.optimizer.step()
+    for name, after in run._weights().items():
+        decayed = not name.endswith("bias") and ".value." not in name
+        factor = 1 - 1e-2 * 0.5 if decayed else 1.0
+        torch.testing.assert_close(after, before[name] * factor)
+    assert {g["weight_decay"] for g in run.optimizer.param_groups} == {0.5, 0.0}
+
+
+def test_without_weight_decay_nothing_decays(spec_of, tmp_path):
+    run = Run(spec_of("backbone"), tmp_path)
+    assert {g["weight_decay"] for g in run.optimizer.param_groups} == {0.0}
+
+
+# ---- on some of the rows
+
+
+def ids_of(spec: RunSpec, folder: Path) -> dict[str, list[str]]:
+    return {name: split.ids for name, split in Run(spec, folder).tasks["two"].splits.items()}
+
+
+def test_a_cut_run_sees_so_many_rows_and_the_like_share_of_validation(spec_of, tmp_path):
+    whole = ids_of(spec_of("adapter"), tmp_path)
+    cut = ids_of(spec_of("adapter", rows=12), tmp_path)
+    assert {name: len(ids) for name, ids in whole.items()} == dict(train=48, validation=24, dev=24)
+    assert {name: len(ids) for name, ids in cut.items()} == dict(train=12, validation=6, dev=24)
+    assert cut["dev"] == whole["dev"]
+    for name in ("train", "validation"):
+        places = [whole[name].index(i) for i in cut[name]]
+        assert places == sorted(places) and len(set(places)) == len(places)
+
+
+def test_rows_are_drawn_by_seed_and_the_same_for_adapter_and_fusion(spec_of, tmp_path):
+    specs = [spec_of(trains, rows=12) for trains in ("adapter", "fusion")]
+    one, other = (ids_of(spec, tmp_path) for spec in specs)
+    assert one == other
+    again = ids_of(dataclasses.replace(specs[0], seed=2), tmp_path)
+    assert again["train"] != one["train"] and again["validation"] != one["validation"]
+    assert again["dev"] == one["dev"]
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(48, (48, 24)), (500, (48, 24)), (2, (2, 2))])
+def test_rows_at_the_ends(make_spec, tmp_path, rows, sizes):
+    cut = ids_of(make_spec(rows=rows), tmp_path)
+    assert (len(cut["train"]), len(cut["validation"])) == sizes
+
+
+def test_a_cut_run_is_trained_and_says_on_how_many_rows(make_spec, tmp_path):
+    record = train(make_spec(rows=12, batch_size=4), tmp_path)
+    rows = record["data"]["rows"]
+    assert (rows["train"], rows["dev"]) == (12, 24)
+    assert record["config"]["rows"] == 12
+    assert len(logits_of(tmp_path)) == 24
+    assert make_spec(rows=12).key() != make_spec(rows=13).key() != make_spec().key()
 
 
 # ---- one step
@@ -357,7 +447,7 @@ def gradient_of_step(spec: RunSpec, folder: Path) -> tuple[dict[str, torch.Tenso
             gradients[name] = parameter.grad.clone()
 
     run.optimizer.step = look
-    loss = run.step(np.arange(32))
+    loss = run.step(run.tasks[spec.task], np.arange(32))
     return gradients, loss
 
 
@@ -392,7 +482,7 @@ def test_the_penalty_is_in_the_step_and_can_be_switched_off(spec_of, tmp_path):
 
 def test_a_step_leaves_no_gradient_for_the_next(make_spec, tmp_path):
     run = Run(make_spec(), tmp_path)
-    run.step(np.arange(16))
+    run.step(run.tasks["two"], np.arange(16))
     assert all(p.grad is None or not p.grad.any() for p in run.model.trainable().values())
 
 
@@ -420,16 +510,17 @@ def test_bfloat16_runs_near_float32_and_keeps_weights_in_float32(spec_of, tmp_pa
 
 def test_head_from_remembered_states_equals_head_without(make_spec, tmp_path):
     run = Run(make_spec("head", "choice"), tmp_path)
-    dev = run.splits["dev"]
-    assert run.features["dev"].shape == (24, 3, 32)
-    remembered = predict(run.model, dev, run.pad_id, run.features["dev"])
+    task = run.tasks["choice"]
+    dev = task.splits["dev"]
+    assert task.features["dev"].shape == (24, 3, 32)
+    remembered = predict(run.model, dev, run.pad_id, task.features["dev"])
     np.testing.assert_allclose(remembered, predict(run.model, dev, run.pad_id), atol=1e-6)
     run.model.eval()
     rows = np.array([5, 0, 9])
-    losses = [run.step(rows)]
-    run.features = {}
+    losses = [run.step(task, rows)]
+    task.features = {}
     run._load(Run(make_spec("head", "choice"), tmp_path)._weights())
-    losses.append(run.step(rows))
+    losses.append(run.step(task, rows))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -466,8 +557,8 @@ def test_divergence_after_good_epochs_keeps_the_best_of_them(make_spec, tmp_path
     spec = make_spec(recipe=Recipe(5e-3, epochs=4, patience=4))
     whole = Run.step
 
-    def step(self, rows):
-        return float("nan") if self.state.epoch == 2 else whole(self, rows)
+    def step(self, task, rows):
+        return float("nan") if self.state.epoch == 2 else whole(self, task, rows)
 
     monkeypatch.setattr(Run, "step", step)
     record = train(spec, tmp_path)
@@ -510,18 +601,20 @@ def test_a_damaged_checkpoint_is_one_clear_error(make_spec, tmp_path, capsys, mo
 
 def test_an_adapter_of_another_backbone_is_refused(spec_of, roberta, tmp_path):
     spec = spec_of("fusion", backbone=roberta.artifact)
-    with pytest.raises(WeightsError, match=r"trained on another backbone.*Train the adapter again"):
+    with pytest.raises(
+        WeightsError, match=r"trained on another backbone.*Train it again on this one"
+    ):
         train(spec, tmp_path)
 
 
 def test_weights_without_an_adapter_are_refused(make_spec, bert, tmp_path):
     train(make_spec("head"), tmp_path)
-    with pytest.raises(WeightsError, match="holds no adapter but the weights of head"):
-        load_adapter(tmp_path / "model.safetensors", load_backbone(bert.path), bert.sha256)
+    with pytest.raises(WeightsError, match="holds no adapter of two but weights of head"):
+        load_adapter(tmp_path / "model.safetensors", load_backbone(bert.path), make_spec(), "two")
 
 
 @pytest.mark.parametrize("kind", ["backbone", "plain", "text", "missing"])
-def test_a_file_that_is_no_runs_weights_is_refused(bert, tmp_path, kind):
+def test_a_file_that_is_no_runs_weights_is_refused(make_spec, bert, tmp_path, kind):
     path = tmp_path / "model.safetensors"
     if kind == "backbone":
         path = bert.path / "model.safetensors"
@@ -530,12 +623,12 @@ def test_a_file_that_is_no_runs_weights_is_refused(bert, tmp_path, kind):
     elif kind == "text":
         path.write_text("hello")
     with pytest.raises(WeightsError, match=r"model\.safetensors: not the weights of a run"):
-        load_adapter(path, load_backbone(bert.path), bert.sha256)
+        load_adapter(path, load_backbone(bert.path), make_spec(), "two")
 
 
-def test_a_trained_adapter_is_loaded_as_it_was_saved(sources, bert):
+def test_a_trained_adapter_is_loaded_as_it_was_saved(make_spec, sources, bert):
     path = Path(sources["source1"].path)
-    adapter = load_adapter(path, load_backbone(bert.path), bert.sha256)
+    adapter = load_adapter(path, load_backbone(bert.path), make_spec(), "two")
     assert adapter.config == AdapterConfig(reduction=8)
     saved = load_file(path)
     for name, parameter in adapter.named_parameters():
@@ -552,7 +645,7 @@ def test_fusion_record_holds_the_attention_of_the_weights_that_are_kept(spec_of,
     np.testing.assert_allclose(np.sum(attention["layers"], axis=1), 1, atol=1e-5)
     run = Run(spec, tmp_path)
     run._load(load_file(tmp_path / "model.safetensors"))
-    expected = mean_attention(run.model, run.splits["dev"], run.pad_id)
+    expected = mean_attention(run.model, run.tasks[spec.task].splits["dev"], run.pad_id)
     np.testing.assert_allclose(attention["layers"], expected, atol=1e-6)
 
 

@@ -37,7 +37,8 @@ def params(backbone: str, tasks: dict, **data) -> dict:
         "tasks": {name: {"seeds": [1]} | task for name, task in tasks.items()},
         "sources": list(tasks),
         "targets": list(tasks),
-        "recipes": {m: recipe for m in ("head", "full", "st_adapter", "fusion_st")},
+        "methods": ["head", "st_adapter"],
+        "recipes": {m: recipe for m in ("head", "full", "st_adapter", "fusion", "joint")},
     }
 
 

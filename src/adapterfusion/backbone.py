@@ -7,7 +7,7 @@ the hub. No client of the hub checks a checksum over HTTP, so it is checked here
 import hashlib
 import importlib.util
 import os
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from adapterfusion.config import BackboneConfig
@@ -28,7 +28,7 @@ class BackboneError(ValueError):
     """The backbone cannot be found, or is not the one that was asked for."""
 
 
-@lru_cache(maxsize=8)
+@cache
 def _sha256(path: Path, _size: int, _mtime: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

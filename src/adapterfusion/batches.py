@@ -4,6 +4,7 @@ The order of an epoch depends on seed and epoch alone, so a run that was killed 
 the very batches it would have seen.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,17 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def sample(self, n: int, seed: int) -> "Split":
+        """`n` of the rows, drawn by seed, in their own order; all of them where there are no more."""
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
+        return Split(
+            ids=[self.ids[i] for i in rows],
+            labels=self.labels[rows],
+            input_ids=[self.input_ids[i] for i in rows],
+            token_type_ids=[self.token_type_ids[i] for i in rows],
+            lengths=self.lengths[rows],
+        )
 
 
 def load_split(path: Path) -> Split:
@@ -107,6 +119,36 @@ def training_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def annealed_shares(sizes: list[int], epoch: int, epochs: int) -> np.ndarray:
+    """How often each task is drawn: p ~ size^alpha, alpha from 1 down to 0.2 (Stickland & Murray 2019).
+
+    Large tasks are seen in proportion at first; at the end small ones count nearly as much.
+    """
+    alpha = 1 - 0.8 * epoch / max(1, epochs - 1)
+    weights = np.asarray(sizes, dtype=float) ** alpha
+    return weights / weights.sum()
+
+
+def joint_batches(
+    lengths: dict[str, np.ndarray], batch_size: int, seed: int, epoch: int, epochs: int
+) -> list[tuple[str, np.ndarray]]:
+    """An epoch on several tasks, one task a batch: (task, rows), as many as one pass over all would have.
+
+    Each task goes on through its own batches, pass after pass, in orders of its own.
+    """
+    tasks = list(lengths)
+    steps = sum(-(-len(values) // batch_size) for values in lengths.values())
+    shares = annealed_shares([len(values) for values in lengths.values()], epoch, epochs)
+    drawn = np.random.default_rng([seed, epoch]).choice(len(tasks), size=steps, p=shares)
+
+    def stream(task: str) -> Iterator[np.ndarray]:
+        for turn in itertools.count():
+            yield from training_batches(lengths[task], batch_size, seed, 1000 * epoch + turn)
+
+    streams = {task: stream(task) for task in tasks}
+    return [(tasks[i], next(streams[tasks[i]])) for i in drawn]
+
+
 def evaluation_batches(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     """Every row once, shortest first."""
     order = np.argsort(lengths, kind="stable")
@@ -114,7 +156,7 @@ def evaluation_batches(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndar
         yield order[start : start + batch_size]
 
 
-def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+def padding_share(lengths: dict[str, np.ndarray], batches: list[tuple[str, np.ndarray]]) -> float:
     """The share of a batch list's token positions that is padding (choices count as their longest)."""
-    used = lengths.sum()
-    return float(1 - used / sum(len(rows) * lengths[rows].max() for rows in batches))
+    used = sum(lengths[task][rows].sum() for task, rows in batches)
+    return float(1 - used / sum(len(rows) * lengths[task][rows].max() for task, rows in batches))

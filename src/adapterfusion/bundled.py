@@ -83,6 +83,14 @@ def bundled_tasks() -> dict[str, TaskSpec]:
     }
 
 
+def task_sizes() -> dict[str, dict[str, int]]:
+    """Rows of each task's splits."""
+    tasks = _file("tasks.yaml")
+    return {
+        name: {split: task[split] for split in ("train", "dev")} for name, task in tasks.items()
+    }
+
+
 def transfer_graph() -> dict[str, dict[str, Any]]:
     """Target -> {needs, helps, hurts, neutral}: what the design says about each source."""
     return _file("transfer_graph.yaml")

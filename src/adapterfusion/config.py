@@ -16,6 +16,34 @@ import yaml
 
 from adapterfusion.paths import find_root
 
+MethodName = Literal[
+    "head",
+    "full",
+    "st_adapter",
+    "st_adapter_houlsby",
+    "multitask_full",
+    "mt_adapter",
+    "sequential",
+    "fusion_st",
+    "fusion_mt",
+]
+ControlName = Literal[
+    "own_only",
+    "st_continued",
+    "without_own",
+    "random_others",
+    "average_outputs",
+    "average_parameters",
+    "scalars",
+    "concatenation",
+    "static",
+    "frozen_value",
+    "no_penalty",
+    "no_last",
+]
+# A method that builds on another's runs.
+NEEDS = {"fusion_st": "st_adapter", "fusion_mt": "mt_adapter", "sequential": "full"}
+
 
 class ConfigError(ValueError):
     """params.yaml says something that cannot be run. The message names file, key and remedy."""
@@ -102,49 +130,87 @@ class AdapterConfig:
 class FusionConfig:
     """The fusion layer (paper section 3.2).
 
+    variant: dynamic and static are the paper's; the others are the study's controls (`mixers`).
     penalty: weight of sum ||V - I||^2 in the loss; 0 switches it off.
     dropout: on the scores, before the softmax.
+    drop_last: the last layer gets neither adapters nor fusion (paper section 8.2).
+    random_others: all adapters but the target's own are untrained ones.
     """
 
-    variant: Literal["dynamic", "static"] = "dynamic"
+    variant: Literal[
+        "dynamic",
+        "static",
+        "frozen_value",
+        "average",
+        "average_parameters",
+        "scalars",
+        "concatenation",
+    ] = "dynamic"
     implementation: Literal["folded", "reference"] = "folded"
     penalty: float = 0.01
     dropout: float = 0.1
+    drop_last: bool = False
+    random_others: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one method is trained: AdamW's peak learning rate, most epochs, and patience in epochs."""
+    """How a method is trained: AdamW's peak learning rate, most epochs, and patience in epochs.
+
+    warmup: the share of all steps in which the rate rises to its peak, before it falls to zero.
+    """
 
     learning_rate: float
     epochs: int
     patience: int
+    warmup: float = 0.0
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """One recipe per method."""
+    """The recipes; `methods.METHODS` says which method uses which."""
 
     head: Recipe
     full: Recipe
     st_adapter: Recipe
-    fusion_st: Recipe
+    fusion: Recipe
+    joint: Recipe
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What all methods share. batch_size decides the result; micro_batch_size only fits memory."""
+    """What all methods share. batch_size decides the result; micro_batch_size only fits memory.
+
+    threads: CPU threads of one run, which decide the last bits of its result.
+    side_by_side: how many runs are trained at once; null: as many as there are cores for, one on a GPU.
+    """
 
     batch_size: int = 32
     micro_batch_size: int = 32
     precision: Literal["float32", "bfloat16"] = "float32"
-    weight_decay: float = 0.0
     clip_norm: float = 1.0
+    threads: int = 1
+    side_by_side: int | None = None
+
+
+@dataclass(frozen=True)
+class LowResource:
+    """Targets whose training sets are cut to so many rows, for ST-A and fusion."""
+
+    targets: tuple[str, ...]
+    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Config:
-    """The whole of params.yaml."""
+    """The whole of params.yaml.
+
+    methods, controls: names from `methods.METHODS` and `methods.CONTROLS`; controls are run on
+        `control_targets` alone.
+    sequential: target -> the source that sequential transfer starts from.
+    source_seed: the seed of the adapters that are fused; null takes the target's own.
+    """
 
     profile: str
     backbone: BackboneConfig
@@ -152,7 +218,13 @@ class Config:
     tasks: dict[str, TaskConfig]
     sources: tuple[str, ...]
     targets: tuple[str, ...]
+    methods: tuple[MethodName, ...]
     recipes: Recipes
+    controls: tuple[ControlName, ...] = ()
+    control_targets: tuple[str, ...] = ()
+    sequential: dict[str, str] = field(default_factory=dict)
+    source_seed: int | None = None
+    low_resource: LowResource | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -215,16 +287,51 @@ def _build_dataclass(cls: type, value: Any, key: str, where: str) -> Any:
 
 def _check(config: Config, where: str) -> None:
     """What types alone cannot say."""
-    for section in ("tasks", "sources", "targets"):
+    for section in ("tasks", "sources", "targets", "methods"):
         if not getattr(config, section):
-            _fail(where, section, "empty", "Name at least one task.")
-    for section in ("sources", "targets"):
-        names = getattr(config, section)
+            _fail(where, section, "empty", "Name at least one.")
+    low = config.low_resource or LowResource((), ())
+    named = {
+        "sources": config.sources,
+        "targets": config.targets,
+        "control_targets": config.control_targets,
+        "low_resource.targets": low.targets,
+    }
+    for section, names in named.items():
         for name in names:
             if name not in config.tasks:
                 _fail(where, section, f"{name!r} is not under tasks", "Add it there, or drop it.")
         if len(set(names)) != len(names):
             _fail(where, section, "a task is named twice", "Name each once.")
+    for section in ("control_targets", "low_resource.targets"):
+        for name in named[section]:
+            if name not in config.targets:
+                _fail(where, section, f"{name!r} is not a target", "Add it to targets, or drop it.")
+    for target, source in config.sequential.items():
+        if target not in config.targets or source not in config.tasks or source == target:
+            _fail(
+                where, f"sequential.{target}", f"{source!r} cannot come before {target!r}",
+                "Name a target, and another task as its source.",
+            )  # fmt: skip
+    for name in config.methods:
+        if NEEDS.get(name, name) not in config.methods:
+            _fail(where, "methods", f"{name} needs {NEEDS[name]}", "Add it, or drop the other.")
+    if (config.controls or low.rows) and "fusion_st" not in config.methods:
+        _fail(where, "methods", "controls and low_resource need fusion_st", "Add it.")
+    for target in config.control_targets:
+        if "own_only" in config.controls and target not in config.sources:
+            _fail(where, "control_targets", f"{target!r} is not a source", "Add it to sources.")
+    if "without_own" in config.controls and len(config.sources) < 2:
+        _fail(where, "sources", "without_own needs a second one", "Name more sources.")
+    if config.controls and not config.control_targets:
+        _fail(where, "control_targets", "empty, but there are controls", "Name at least one.")
+    if "sequential" in config.methods and not config.sequential:
+        _fail(where, "sequential", "empty, but it is among the methods", "Name target: source.")
+    if config.source_seed is not None and not 0 <= config.source_seed < 2**32:
+        _fail(where, "source_seed", "lies outside [0, 2**32)", "Choose another, or null.")
+    if any(rows < 2 for rows in low.rows) or len(set(low.rows)) != len(low.rows):
+        problem = "each size needs at least two rows and is named once"
+        _fail(where, "low_resource.rows", problem, "Correct it.")
     for name, task in config.tasks.items():
         if not task.seeds or len(set(task.seeds)) != len(task.seeds):
             _fail(
@@ -246,12 +353,19 @@ def _check(config: Config, where: str) -> None:
     training = config.training
     if training.batch_size < 1 or training.micro_batch_size < 1:
         _fail(where, "training.batch_size", "batch sizes are at least 1", "Correct it.")
-    if training.weight_decay < 0 or training.clip_norm <= 0:
-        _fail(where, "training", "weight_decay is not negative, clip_norm positive", "Correct it.")
+    counts = (training.threads, training.side_by_side or 1)
+    if min(counts) < 1 or training.clip_norm <= 0:
+        problem = "threads, side_by_side and clip_norm are positive"
+        _fail(where, "training", problem, "Correct it.")
     for f in dataclasses.fields(config.recipes):
         recipe = getattr(config.recipes, f.name)
         if recipe.learning_rate <= 0 or recipe.epochs < 1 or recipe.patience < 1:
-            _fail(where, f"recipes.{f.name}", "all three numbers are positive", "Correct it.")
+            _fail(
+                where, f"recipes.{f.name}", "rate, epochs and patience are positive", "Correct it."
+            )
+        if not 0 <= recipe.warmup < 1 or recipe.weight_decay < 0:
+            problem = "warmup lies in [0, 1), weight_decay is not negative"
+            _fail(where, f"recipes.{f.name}", problem, "Correct it.")
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -1,7 +1,8 @@
 """Figures as functions of run records. Each returns a matplotlib figure; `save` writes it twice.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers and in grey print; a method keeps its
-colour throughout. Bytes are deterministic, and the numbers behind a figure lie beside it.
+A method keeps its colour, marker and hatch throughout. Colours are Okabe and Ito's (and a wine red),
+told apart by colour-blind readers; markers and hatches tell methods apart in grey print too. Bytes
+are deterministic, and the numbers behind a figure lie beside it. `study_figures` has more of them.
 """
 
 from pathlib import Path
@@ -14,11 +15,24 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from adapterfusion.config import Config
+from adapterfusion.methods import METHODS
 from adapterfusion.paths import atomic_write
-from adapterfusion.runs import METHODS, tasks_of
+from adapterfusion.plans import tasks_of
 from adapterfusion.tables import aggregate, protocols, scores
 
-COLOURS = {"head": "#999999", "full": "#000000", "st_adapter": "#0072B2", "fusion_st": "#D55E00"}
+COLOURS = {
+    "head": "#BBBBBB",
+    "full": "#000000",
+    "st_adapter": "#0072B2",
+    "st_adapter_houlsby": "#56B4E9",
+    "multitask_full": "#882255",
+    "mt_adapter": "#E69F00",
+    "sequential": "#009E73",
+    "fusion_st": "#D55E00",
+    "fusion_mt": "#CC79A7",
+}
+MARKERS = dict(zip(COLOURS, ["P", "X", "s", "D", "<", "v", "^", "o", "*"], strict=True))
+HATCHES = dict(zip(COLOURS, ["..", "xx", "", "//", "--", "\\\\", "oo", "", "||"], strict=True))
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 150,
@@ -96,23 +110,29 @@ def relative_to_full(config: Config, records: list[dict[str, Any]]) -> tuple[Fig
     full = frame[frame["method"] == "full"].set_index("task")["mean"]
     targets = tasks_of(config, "fusion_st")
     methods = [m for m in METHODS if m not in ("full", "head") and m in set(frame["method"])]
-    figure, axis = plt.subplots(figsize=(1.6 + 0.75 * len(targets), 3.0), layout="constrained")
-    width = 0.8 / len(methods)
+    per_target = 0.35 + 0.13 * len(methods)
+    figure, axis = plt.subplots(
+        figsize=(max(6.5, 1.2 + per_target * len(targets)), 3.4), layout="constrained"
+    )
+    width = 0.84 / len(methods)
     data = []
     for i, method in enumerate(methods):
         part = frame[frame["method"] == method].set_index("task")
-        for x, task in enumerate(targets):
+        ran = [(x, task) for x, task in enumerate(targets) if task in part.index]
+        for n, (x, task) in enumerate(ran):
             centre = x + (i - (len(methods) - 1) / 2) * width
             delta = part.loc[task, "mean"] - full[task]
             seeds = np.array(part.loc[task, "scores"]) - full[task]
-            label = METHODS[method].title if x == 0 else None
-            axis.bar(centre, delta, width * 0.92, color=COLOURS[method], label=label, alpha=0.85)
+            look = {"color": COLOURS[method], "hatch": HATCHES[method], "edgecolor": "white"}
+            label = METHODS[method].title if n == 0 else None
+            axis.bar(centre, delta, width * 0.92, label=label, lw=0, **look)
             axis.plot(np.full(len(seeds), centre), seeds, ".", color="black", ms=3)
             data.append((method, task, protocol, delta))
     axis.axhline(0, color="black", lw=0.8)
     axis.set_xticks(range(len(targets)), targets, rotation=35, ha="right")
+    axis.set_xlim(-0.6, len(targets) - 0.4)
     axis.set_ylabel("points above full fine-tuning")
-    axis.legend(ncols=len(methods), loc="upper left", bbox_to_anchor=(0, 1.18))
+    figure.legend(ncols=min(4, len(methods)), loc="outside upper center")
     return figure, pd.DataFrame(data, columns=["method", "task", "protocol", "difference"])
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 
 from adapterfusion.config import Config
+from adapterfusion.methods import CONTROLS, LOW_RESOURCE, METHODS, low_resource, method
 from adapterfusion.paths import Paths, atomic_write
-from adapterfusion.runs import METHODS, correctness, tasks_of
+from adapterfusion.plans import absent, tasks_of
+from adapterfusion.runs import correctness, load_runs
 from adapterfusion.stats import Interval, bootstrap
-from adapterfusion.tables import protocols, write_tables
+from adapterfusion.tables import protocols, scores, write_tables
 
 
 def difference(config: Config, a: str, b: str, task: str, protocol: str) -> np.ndarray:
@@ -140,3 +142,88 @@ def attention_verdict(records: list[dict[str, Any]]) -> str:
         f"spread out in layer {widest} of {len(spreads)} ({spreads.max():.2f}) and least in layer "
         f"{int(spreads.argmin()) + 1} ({spreads.min():.2f})."
     )
+
+
+def low_resource_frame(config: Config, protocol: str | None = None) -> pd.DataFrame:
+    """Scores as a target's training set shrinks, down from the full one: what the curve is drawn from.
+
+    Returns:
+        columns method, task, rows, seed, score (accuracy in per cent).
+    """
+    protocol = protocol or protocols(config)[0]
+    cut = config.low_resource
+    rows = []
+    for base in LOW_RESOURCE if cut else ():
+        for name in (base, *(low_resource(base, n) for n in cut.rows)):
+            for r in load_runs(config, name):
+                if r["task"] in cut.targets:
+                    n, score = r["data"]["rows"]["train"], 100 * r["metrics"][protocol]["accuracy"]
+                    rows.append((base, r["task"], n, r["seed"], score))
+    return pd.DataFrame(rows, columns=["method", "task", "rows", "seed", "score"])
+
+
+def pairs(config: Config) -> list[tuple[str, str]]:
+    """The comparisons that the study is about, of those methods it runs."""
+    wanted = [
+        ("fusion_st", "st_adapter"),
+        ("fusion_st", "full"),
+        ("fusion_st", "mt_adapter"),
+        ("fusion_st", "multitask_full"),
+        ("fusion_st", "sequential"),
+        ("fusion_mt", "mt_adapter"),
+        ("fusion_mt", "fusion_st"),
+        ("st_adapter", "full"),
+        ("st_adapter_houlsby", "st_adapter"),
+        ("mt_adapter", "full"),
+        ("head", "full"),
+    ]
+    return [(a, b) for a, b in wanted if {a, b} <= set(config.methods)]
+
+
+def complete(config: Config, records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Accuracy of every run on a target, of the methods that were run on all of them."""
+    protocol, targets = protocols(config)[0], tasks_of(config, "fusion_st")
+    frame = scores(records)
+    frame = frame[(frame["protocol"] == protocol) & (frame["metric"] == "accuracy")]
+    frame = frame[frame["task"].isin(targets)]
+    return frame[frame.groupby("method")["task"].transform("nunique") == len(targets)]
+
+
+def control_table(config: Config) -> pd.DataFrame:
+    """Each control's mean accuracy over its targets, and its difference to fusion and to ST-A."""
+    protocol, targets = (
+        protocols(config)[0],
+        [t for t in config.control_targets if not absent(config, t)],
+    )
+    rows = []
+    for name in ("fusion_st", "st_adapter", *(c for c in CONTROLS if c in config.controls)):
+        right = [correctness(config, name, task, protocol).mean() for task in targets]
+        row = {"method": method(name).title, "mean accuracy": f"{100 * np.mean(right):.2f}"}
+        for other in ("fusion_st", "st_adapter"):
+            of = [difference(config, name, other, t, protocol) for t in targets]
+            row[f"minus {METHODS[other].title}"] = "" if name == other else str(bootstrap(of))
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("method")
+
+
+def pruning_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """What is lost, saved and gained with k adapters per layer: means over targets and seeds."""
+    means = frame.groupby("k")[["accuracy", "seconds", "adapter_parameters"]].mean()
+    means = means.sort_index(ascending=False)
+    means["time, % of all"] = 100 * means["seconds"] / means["seconds"].max()
+    means["adapter parameters"] = means.pop("adapter_parameters").astype(int)
+    return means.drop(columns="seconds").round(2)
+
+
+def knowledge_table(config: Config, graph: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Attention to the sources that hold a target's missing knowledge: on its words and elsewhere."""
+    frame = pd.read_csv(Paths(config.profile).results / "probes" / "knowledge.csv")
+    rows = []
+    for target in dict.fromkeys(frame["target"]):
+        for source in graph[target]["helps"]:
+            part = frame.query("target == @target and adapter == @source")
+            mass = part.groupby("place")["mass"].mean()
+            share = 1 / frame.query("target == @target")["adapter"].nunique()
+            rows.append((target, source, mass["word"], mass["other"], share))
+    columns = ["target", "source", "on the words", "on other tokens", "an equal share"]
+    return pd.DataFrame(rows, columns=columns).set_index(["target", "source"]).round(3)

@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from adapterfusion.adapter import AdapterBank, TaskAdapter
 from adapterfusion.config import FusionConfig
+from adapterfusion.mixers import average_parameters, mixer
+
+ATTENTION = ("dynamic", "static", "frozen_value")  # the variants that attend
 
 
 class Fusion(nn.Module):
@@ -38,11 +41,12 @@ class Fusion(nn.Module):
         for linear in (self.query, self.key):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-        if config.variant == "dynamic":
+        if config.variant != "static":
             self.value = nn.Linear(hidden_size, hidden_size, bias=False)
             nn.init.constant_(self.value.weight, 1e-6)
             with torch.no_grad():
                 self.value.weight.fill_diagonal_(1.0)
+            self.value.requires_grad_(config.variant == "dynamic")
 
     def forward(self, y: Tensor, bank: AdapterBank) -> Tensor:
         """[..., d] -> [..., d], to be added to the residual stream."""
@@ -128,12 +132,33 @@ class FusedAdapters(nn.Module):
 
 
 class TaskFusion(nn.Module):
-    """A target task's fusion layers for a whole backbone: what stage 2 trains and saves."""
+    """A target task's fusion layers for a whole backbone: what stage 2 trains and saves.
 
-    def __init__(self, hidden_size: int, n_layers: int, config: FusionConfig):
+    n_adapters: how many will be mixed; only some of the other variants need to know.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_layers: int,
+        config: FusionConfig,
+        n_adapters: int | None = None,
+    ):
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(Fusion(hidden_size, config) for _ in range(n_layers))
+        self.attends = config.variant in ATTENTION
+
+        def layer() -> nn.Module:
+            if self.attends:
+                return Fusion(hidden_size, config)
+            return mixer(config.variant, hidden_size, n_adapters)
+
+        self.layers = nn.ModuleList(layer() for _ in range(n_layers - config.drop_last))
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether attention is being recorded, which is wanted of every token."""
+        return self.attends and bool(self.layers[-1].softmax._forward_hooks)
 
     def over(self, adapters: list[TaskAdapter]) -> list[FusedAdapters]:
         """One module per layer that mixes these adapters. Their order carries no meaning.
@@ -143,17 +168,20 @@ class TaskFusion(nn.Module):
         """
         if not adapters:
             raise ValueError("fusion needs at least one adapter")
+        depth = len(self.layers) + self.config.drop_last
         for adapter in adapters:
             if len(adapter.attention):
                 raise ValueError("fusion mixes Pfeiffer adapters; this one is a Houlsby adapter")
-            if len(adapter.output) != len(self.layers):
+            if len(adapter.output) != depth:
                 raise ValueError(
-                    f"the adapter has {len(adapter.output)} layers, the fusion {len(self.layers)}"
+                    f"the adapter has {len(adapter.output)} layers, the fusion {depth}"
                 )
-        per_layer = zip(*(adapter.output for adapter in adapters), strict=True)
+        if self.config.variant == "average_parameters":
+            adapters = [average_parameters(adapters)]
+        per_layer = list(zip(*(adapter.output for adapter in adapters), strict=True))
         return [
             FusedAdapters(AdapterBank(list(bank)), fusion)
-            for bank, fusion in zip(per_layer, self.layers, strict=True)
+            for bank, fusion in zip(per_layer[: len(self.layers)], self.layers, strict=True)
         ]
 
     def penalty(self) -> Tensor:

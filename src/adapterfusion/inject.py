@@ -80,12 +80,14 @@ def inject_adapter(backbone: nn.Module, adapter: TaskAdapter) -> None:
 def inject_fusion(backbone: nn.Module, fusion: TaskFusion, adapters: Sequence[TaskAdapter]) -> None:
     """Put a fusion over frozen copies of `adapters` into the backbone, in place.
 
+    With `drop_last` the last layer stays as it is.
+
     Raises:
         InjectionError: as `inject_adapter`. ValueError: as `TaskFusion.over`.
     """
     layers = _layers(backbone)
-    _match(len(fusion.layers), layers)
-    for layer, fused in zip(layers, fusion.over(list(adapters)), strict=True):
+    _match(len(fusion.layers) + fusion.config.drop_last, layers)
+    for layer, fused in zip(layers, fusion.over(list(adapters)), strict=False):
         layer.output = AdaptedOutput(layer.output, fused, norm_first=True)
 
 

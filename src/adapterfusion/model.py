@@ -1,5 +1,9 @@
-"""A task's model: backbone, what was injected into it, and a head on the first token."""
+"""A task's model: backbone, what was injected into it, and a head on the first token.
 
+Several tasks at once are several such models whose backbones share their parameters.
+"""
+
+import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +48,29 @@ class Head(nn.Sequential):
             nn.init.zeros_(linear.bias)
 
 
-class TaskModel(nn.Module):
+class Trained(nn.Module):
+    """What a run needs of a model: which parameters are trained, and proof that no other moved."""
+
+    def penalty(self) -> Tensor | None:
+        """A term of the loss beside the task's, where there is one."""
+        return None
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of all that is trained, saved and counted."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def frozen_sha256(self) -> str:
+        """One hash over all frozen parameters, names included: equal before and after training."""
+        digest = hashlib.sha256()
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                digest.update(name.encode())
+                values = parameter.detach().cpu().contiguous().flatten()
+                digest.update(values.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+class TaskModel(Trained):
     """Backbone + head for one task, with at most one of adapter and fusion injected.
 
     Head, adapter and fusion are registered before the backbone they are injected into, so that a
@@ -74,8 +100,13 @@ class TaskModel(nn.Module):
     def with_adapter(self, adapter: TaskAdapter) -> "TaskModel":
         """Stage 1: freeze the backbone (Theta), inject an adapter (Phi) to be trained."""
         self._freeze_backbone()
-        inject_adapter(self.backbone, adapter)
-        self.adapter = adapter
+        return self.with_trained_backbone(adapter)
+
+    def with_trained_backbone(self, adapter: TaskAdapter | None) -> "TaskModel":
+        """Train all of it, with an adapter inside where one is given."""
+        if adapter is not None:
+            inject_adapter(self.backbone, adapter)
+            self.adapter = adapter
         return self
 
     def with_fusion(self, fusion: TaskFusion, adapters: list[TaskAdapter]) -> "TaskModel":
@@ -109,7 +140,7 @@ class TaskModel(nn.Module):
 
         While the last fusion's attention is recorded all go on, for that is wanted of each token.
         """
-        if self.fusion is not None and self.fusion.layers[-1].softmax._forward_hooks:
+        if self.fusion is not None and self.fusion.is_watched:
             yield
             return
         block = self.backbone.encoder.layer[-1].attention.output
@@ -127,16 +158,21 @@ class TaskModel(nn.Module):
             return None
         return self.fusion.penalty()
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of all that is trained, saved and counted."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def frozen_sha256(self) -> str:
-        """One hash over all frozen parameters, names included: equal before and after training."""
-        digest = hashlib.sha256()
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                digest.update(name.encode())
-                values = parameter.detach().cpu().contiguous().flatten()
-                digest.update(values.view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+class JointModel(Trained):
+    """Several tasks on one backbone, all of it trained: multi-task learning.
+
+    The backbone's parameters stand first and under one name (`backbone.*`); each task has its head,
+    and its adapter where there is one (`tasks.rte.head.*`, `tasks.rte.adapter.*`).
+    """
+
+    def __init__(self, backbone: nn.Module, tasks: dict[str, TaskModel]):
+        super().__init__()
+        self.backbone = backbone
+        self.tasks = nn.ModuleDict(tasks)
+
+
+def shared_copy(backbone: nn.Module) -> nn.Module:
+    """Modules of its own, to inject into, over the very same parameters."""
+    tensors = (*backbone.parameters(), *backbone.buffers())
+    return copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})

@@ -23,11 +23,16 @@ from nbformat import NotebookNode
 
 from adapterfusion.config import load_config
 from adapterfusion.paths import Paths, atomic_write, find_root
-from adapterfusion.progress import PROGRESS
-from adapterfusion.runs import absent
+from adapterfusion.plans import absent
+from adapterfusion.progress import PROGRESS, timed
 
-# The method of the notebooks that train one only.
-METHOD_OF = {"03_single_task_adapter": "st_adapter", "05_fusion": "fusion_st"}
+# Folders under runs/ and weights/ that a notebook's stage leaves behind, empty where nothing was run.
+FOLDERS = {
+    "03_single_task_adapter": ("st_adapter/{task}", "st_adapter_houlsby/{task}"),
+    "04_multitask": ("multitask_full", "mt_adapter", "sequential"),
+    "05_fusion": ("fusion_st/{task}", "fusion_mt/{task}"),
+    "08_ablations": ("controls", "low_resource"),
+}
 
 
 def strip(notebook: NotebookNode) -> NotebookNode:
@@ -133,11 +138,12 @@ def run(name: str, parameters: dict[str, str], root: Path) -> Path:
     config = load_config(root / "params.yaml")
     reason = absent(config, parameters["task"]) if "task" in parameters else None
     stem = "-".join([name, *parameters.values()])
-    target = Paths(config.profile, root).notebooks / f"{stem}.ipynb"
+    paths = Paths(config.profile, root)
+    target = paths.notebooks / f"{stem}.ipynb"
+    for folder in (paths.runs, paths.weights):
+        for left in FOLDERS.get(name, ()):
+            (folder / left.format(**parameters)).mkdir(parents=True, exist_ok=True)
     if reason:
-        method = parameters.get("method") or METHOD_OF[name]
-        for folder in (Paths(config.profile, root).runs, Paths(config.profile, root).weights):
-            (folder / method / parameters["task"]).mkdir(parents=True, exist_ok=True)
         note = nbformat.v4.new_markdown_cell(f"`{parameters['task']}` is absent. {reason}")
         _write(canonical(nbformat.v4.new_notebook(cells=[note])), target)
         return target
@@ -185,7 +191,8 @@ def main() -> None:
 
         try:
             parameters = dict(pair.split("=", 1) for pair in arguments.parameters)
-            run(arguments.name, parameters, root)
+            with timed(arguments.name):
+                run(arguments.name, parameters, root)
         except PapermillExecutionError as error:
             sys.exit(f"error: {arguments.name}: {error.ename}: {error.evalue}")
         except (ValueError, OSError) as error:

@@ -6,8 +6,13 @@ ADAPTERFUSION_PROGRESS; the bar goes to that file, and the runner copies it to t
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
+
+from adapterfusion.paths import find_root
 
 PROGRESS = "ADAPTERFUSION_PROGRESS"
 
@@ -48,3 +53,14 @@ class TrainingProgress:
     def epoch(self, dev_accuracy: float) -> None:
         self._loss, self._rows = 0.0, 0
         self._shown["dev"] = f"{100 * dev_accuracy:.1f}"
+
+
+@contextmanager
+def timed(stage: str) -> Iterator[None]:
+    """Note how long a stage of the pipeline took in build/stages.csv: when it ended, name, seconds."""
+    started = time.time()
+    yield
+    path = find_root() / "build" / "stages.csv"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:  # one short line: written whole
+        file.write(f"{time.time():.1f},{stage},{time.time() - started:.2f}\n")

@@ -1,6 +1,6 @@
-"""README's findings, copied from a profile's results so that no number there is typed by hand.
+"""README's findings, copied from the committed results so that no number there is typed by hand.
 
-python -m adapterfusion.readme            # rewrite the part between the markers
+python -m adapterfusion.readme            # rewrite what stands between the markers
 """
 
 import re
@@ -10,21 +10,25 @@ from adapterfusion.config import load_config
 from adapterfusion.paths import Paths, atomic_write, find_root
 from adapterfusion.tables import read_main_table
 
-PROFILE = "minilm"
-MARKED = re.compile(r"(<!-- findings -->\n).*?(<!-- /findings -->)", re.S)
+MARKED = re.compile(r"(<!-- findings (\w+) -->\n).*?(<!-- /findings -->)", re.S)
 
 
-def findings(root: Path) -> str:
-    """The main table, its caption and the verdict of the profile that README speaks of."""
-    config = load_config(root / "profiles" / f"{PROFILE}.yaml")
-    verdict = (Paths(PROFILE, root).tables / "verdict.md").read_text(encoding="utf-8")
+def findings(root: Path, profile: str) -> str:
+    """A profile's main table, its caption and the verdict."""
+    config = load_config(root / "profiles" / f"{profile}.yaml")
+    verdict = (Paths(profile, root).tables / "verdict.md").read_text(encoding="utf-8")
     return f"{read_main_table(config)}\n{verdict}"
+
+
+def profiles(root: Path) -> list[str]:
+    """The profiles that README speaks of."""
+    return [m[2] for m in MARKED.finditer((root / "README.md").read_text(encoding="utf-8"))]
 
 
 def render(root: Path) -> str:
     """README.md as it should be, given the results."""
     text = (root / "README.md").read_text(encoding="utf-8")
-    return MARKED.sub(lambda m: f"{m[1]}\n{findings(root)}\n{m[2]}", text)
+    return MARKED.sub(lambda m: f"{m[1]}\n{findings(root, m[2])}\n{m[3]}", text)
 
 
 def main() -> None:

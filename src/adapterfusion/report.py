@@ -14,9 +14,12 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from adapterfusion import findings, tables
+from adapterfusion import claims, comparisons, findings, tables
+from adapterfusion.bundled import transfer_graph
 from adapterfusion.config import Config, load_config
-from adapterfusion.paths import Paths, atomic_write
+from adapterfusion.launch import workers
+from adapterfusion.paths import Paths, atomic_write, find_root
+from adapterfusion.plans import Planner
 from adapterfusion.runs import load_runs
 
 TEMPLATE = """<!doctype html>
@@ -35,6 +38,10 @@ TEMPLATE = """<!doctype html>
   th:first-child, td:first-child { text-align: left; }
   thead th { border-bottom: 2px solid #1a1a1a; }
   tbody tr:last-child td, tbody tr:last-child th { border-top: 1px solid #1a1a1a; }
+  .claims td { white-space: normal; text-align: left; vertical-align: top; min-width: 6rem; }
+  .claims td:nth-child(2) { min-width: 18rem; }
+  .rerun tr:last-child td { border-top: 0; }
+  .rerun td, .rerun th { text-align: left; }
   .note { font-size: .9rem; color: #555; }
   img { max-width: 100%; height: auto; }
   code { font-size: .9em; overflow-wrap: anywhere; }
@@ -46,35 +53,67 @@ TEMPLATE = """<!doctype html>
 backbone may change? Fusion learns, for each layer and token, which adapters to use.</p>
 <h2>What came out</h2>
 {{ verdict }}
+{{ graph }}
 {% for protocol, text, table in tables %}
 <h2>Accuracy, {{ protocol }} protocol</h2>
 <div class="scroll">{{ table }}</div>
 <p class="note">{{ text }}</p>
 {% endfor %}
-<h2>Fusion against the single adapter</h2>
+{{ figure("evaluation/relative_to_full") }}
+<h2>Method against method</h2>
+<div class="scroll">{{ pairs }}</div>
+<p class="note">Points of accuracy, paired by seed and dev row, with 95 % bootstrap intervals; a target
+counts as higher or lower after Holm's correction over the targets.</p>
+<h2>Fusion against the single adapter, target by target</h2>
 <div class="scroll">{{ paired }}</div>
-<p class="note">Points of accuracy, paired by seed and dev row.</p>
-{% for title, image in figures %}
-<h2>{{ title }}</h2>
-<img alt="{{ title }}" src="data:image/png;base64,{{ image }}">
-{% endfor %}
+{{ figure("evaluation/ranks") }}
+<h2>The paper's claims</h2>
+{{ claims_summary }}
+<div class="scroll claims">{{ claims }}</div>
+{% if controls %}
+<h2>What the gain is made of</h2>
+<p>Each control changes one thing of fusion and keeps adapters, seeds and protocol.</p>
+<div class="scroll">{{ controls }}</div>
+{{ figure("ablations/controls") }}
+{% endif %}
+{{ figure("ablations/low_resource") }}
+{{ figure("attention/attention_layers") }}
+{{ figure("attention/faithfulness") }}
+{{ figure("ablations/pruning") }}
+{{ figure("multitask/forgetting") }}
 <h2>What it cost</h2>
 <div class="scroll">{{ costs }}</div>
 <p class="note">Means per run, on {{ devices }}. Peak memory is that of the process, which may have
-trained other seeds before.</p>
+trained other runs before.</p>
+{{ figure("evaluation/cost") }}
+<h2>Deviations from the paper</h2>
+{{ deviations }}
 <h2>Where the numbers come from</h2>
 <p>{{ failures }} Each run's record is
-<code>results/{{ profile }}/runs/&lt;method&gt;/&lt;task&gt;/seed&lt;n&gt;/run.json</code>. Backbone
+<code>results/{{ profile }}/runs/&lt;method&gt;/&lt;task&gt;/seed&lt;n&gt;/run.json</code>; the notebooks
+beside it, <code>results/{{ profile }}/notebooks/</code>, show every step. Backbone
 <code>{{ backbone.name }}</code>, sha256 <code>{{ backbone.sha256 }}</code>. Training and
-evaluation took {{ hours }} hours in all. To repeat it:
-<code>make profile NAME={{ profile }} &amp;&amp; dvc repro</code>.</p>
+evaluation took {{ hours }} hours of one process in all.</p>
+<table class="rerun">
+<tr><th>to repeat</th><th>command</th></tr>
+<tr><td>everything</td><td><code>make profile NAME={{ profile }} &amp;&amp; make reproduce</code></td></tr>
+<tr><td>one notebook's runs</td><td><code>dvc repro -s -f fusion@{{ profile }}-{{ target }}</code></td></tr>
+<tr><td>an ablation</td><td><code>dvc exp run -S fusion.penalty=0.0</code></td></tr>
+</table>
 </body>
 </html>
 """
 
-FIGURES = {
-    "evaluation/relative_to_full": "Relative to full fine-tuning",
-    "attention/attention_layers": "Where fusion looks",
+TITLES = {
+    "evaluation/relative_to_full": "Relative to full fine-tuning (the paper's Figure 3)",
+    "evaluation/ranks": "Average rank over the targets",
+    "evaluation/cost": "Accuracy against cost",
+    "ablations/controls": "Controls against fusion",
+    "ablations/low_resource": "With less training data",
+    "ablations/pruning": "With fewer adapters per layer",
+    "attention/attention_layers": "Where fusion looks (the paper's Figures 4 and 6)",
+    "attention/faithfulness": "Does attention say what matters?",
+    "multitask/forgetting": "What sequential transfer forgets",
 }
 
 
@@ -98,11 +137,28 @@ def build(config: Config) -> str:
     paths = Paths(config.profile)
     records = load_runs(config)
     summary = json.loads((paths.results / "summary.json").read_text())
+    ledger = claims.read(config)
     paired, _ = findings.paired_table(config, "fusion_st", "st_adapter")
-    hours = sum(r["seconds"]["train"] + r["seconds"]["evaluation"] for r in records) / 3600
+    pairs = comparisons.comparison_table(
+        config, findings.pairs(config), without=("mrpc", "rte", "cb")
+    )
+    graph = transfer_graph() if config.data.source == "bundled" else {}
+    hours = sum(r["seconds"]["train"] + r["seconds"]["evaluation"] for r in _each_run(records))
+
+    def figure(name: str) -> str:
+        """A figure with its title, or nothing where this profile has none."""
+        path = paths.figures / f"{name}.png"
+        if not path.is_file():
+            return ""
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<h2>{TITLES[name]}</h2>\n<img alt="{TITLES[name]}" src="data:image/png;base64,{data}">'
+
     return jinja2.Template(TEMPLATE).render(
         profile=config.profile,
         verdict=_paragraphs(findings.verdict(config)),
+        graph=_paragraphs(
+            comparisons.graph_verdict(comparisons.transfer_graph_test(config, graph, records))
+        ),
         tables=[
             (
                 protocol.replace("_", "-"),
@@ -111,39 +167,51 @@ def build(config: Config) -> str:
             )
             for protocol in tables.protocols(config)
         ],
+        pairs=_html(comparisons.readable(pairs)),
         paired=_html(paired),
-        figures=[
-            (title, base64.b64encode((paths.figures / f"{name}.png").read_bytes()).decode())
-            for name, title in FIGURES.items()
-        ],
+        claims=_html(claims.table(ledger)),
+        claims_summary=_paragraphs(claims.summary(ledger)),
+        controls=_html(findings.control_table(config)) if config.controls else "",
+        figure=figure,
         costs=_html(tables.cost_table(records)),
+        deviations=_paragraphs(tables.deviations(config, records)),
         failures=findings.failures(summary),
         backbone=summary["backbone"],
-        hours=f"{hours:.2f}",
+        hours=f"{hours / 3600:.2f}",
         devices=", ".join(
             sorted({f"{r['device']['type']} ({r['device']['name']})" for r in records})
         ),
+        target=config.targets[0],
     )
+
+
+def _each_run(records: list[dict]) -> list[dict]:
+    """Every run once: a joint run has a record for each of its tasks."""
+    return list({(r["method"], r["seed"], "joint" in r or r["task"]): r for r in records}.values())
 
 
 def time_spent(config: Config, started: float) -> str:
     """How much of the time since `started` (seconds since the epoch) went into training and evaluation.
 
-    Only runs whose record was written since then count; the rest of the time is DVC, kernels, imports
-    and data.
+    Only runs whose record was written since then count; the rest of the time is DVC, kernels, imports,
+    data, and workers that had to wait for each other.
     """
-    paths = Paths(config.profile)
     wall = time.time() - started
-    fresh = [
-        r["seconds"]["train"] + r["seconds"]["evaluation"]
-        for r in load_runs(config)
-        if (paths.run(r["method"], r["task"], r["seed"]) / "run.json").stat().st_mtime > started
-    ]
+    fresh = [r for r in Planner(config).records() if r.stat().st_mtime > started]
+    seconds = [json.loads(path.read_text())["seconds"] for path in fresh]
     if not fresh:
-        return "Nothing had to run."
+        return "Nothing had to be trained."
+    busy = sum(s["train"] + s["evaluation"] for s in seconds) / workers(config)
+    columns = ["ended", "stage", "seconds"]
+    stages = pd.read_csv(find_root() / "build" / "stages.csv", names=columns)
+    stages = stages[stages["ended"] > started].groupby("stage", sort=False)["seconds"]
+    table = stages.agg(["count", "sum"]).rename(columns={"count": "times", "sum": "seconds"})
+    table.loc["data, DVC, imports"] = [0, wall - table["seconds"].sum()]
+    table["times"] = table["times"].astype(int)
     return (
-        f"{len(fresh)} runs in {wall / 60:.1f} minutes; {100 * (1 - sum(fresh) / wall):.0f} % of the "
-        "time was not training or evaluation."
+        f"{table.round(0).to_markdown()}\n\n"
+        f"{len(fresh)} runs in {wall / 60:.1f} minutes, {workers(config)} side by side; "
+        f"{100 * (1 - busy / wall):.0f} % of the time was not training or evaluation."
     )
 
 

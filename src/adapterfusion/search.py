@@ -17,8 +17,9 @@ import pandas as pd
 
 from adapterfusion.backbone import file_sha256
 from adapterfusion.config import Config, load_config
+from adapterfusion.methods import METHODS
 from adapterfusion.paths import Paths, atomic_write
-from adapterfusion.runs import METHODS, RunError, plan
+from adapterfusion.plans import Planner, RunError, RunName
 from adapterfusion.spec import Artifact, RunSpec
 from adapterfusion.train import train
 
@@ -27,7 +28,7 @@ GRIDS = {
     "full": (3e-5, 1e-4, 3e-4),
     "st_adapter": (3e-4, 1e-3, 3e-3),
     "fusion_st": (2e-4, 5e-4, 1e-3),
-}
+}  # methods that are not here use the recipe of one that is
 SEED = 0  # a seed the study does not use
 
 
@@ -53,16 +54,17 @@ def search(config: Config) -> pd.DataFrame:
         raise RunError("data.validation: 0 leaves nothing to search on. Hold out a share of train.")
     rows = []
     best: dict[str, tuple[float, Path]] = {}
-    for method in METHODS:
+    for method in GRIDS:
         for task in config.targets:
             for rate in GRIDS[method]:
-                recipe = dataclasses.replace(getattr(config.recipes, method), learning_rate=rate)
+                run = RunName(method, task, SEED)
+                recipe = dataclasses.replace(Planner(config).recipe(run), learning_rate=rate)
                 sources = {}
                 if METHODS[method].trains == "fusion":
                     for source, (_, folder) in best.items():
                         weights = folder / "model.safetensors"
                         sources[source] = Artifact(str(weights), file_sha256(weights))
-                spec = plan(config, method, task, SEED, sources)
+                spec = Planner(config).spec(run, sources)
                 accuracy, folder = _trial(config, dataclasses.replace(spec, recipe=recipe))
                 rows.append((method, task, rate, round(accuracy, 2)))
                 if method == "st_adapter" and accuracy > best.get(task, (-1.0, folder))[0]:
@@ -83,9 +85,7 @@ def main() -> None:
         temporary.write_text(table.to_csv(index=False))
     means = table.groupby(["method", "learning_rate"], sort=False)["validation_accuracy"].mean()
     print(means.round(2).to_string())
-    chosen = {
-        method: max(means[method].items(), key=lambda x: (x[1], x[0]))[0] for method in METHODS
-    }
+    chosen = {method: max(means[method].items(), key=lambda x: (x[1], x[0]))[0] for method in GRIDS}
     print("best by mean over the tasks:", json.dumps(chosen))
 
 

@@ -7,7 +7,7 @@ equal `identity` give equal bytes on one machine, so finished runs are found aga
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,25 @@ from typing import Any, Literal
 from adapterfusion.config import AdapterConfig, FusionConfig, Recipe, build
 
 # The modules that decide what a run computes; another version of them is another run.
-CORE = ("adapter", "batches", "evaluate", "fusion", "inject", "metrics", "model", "train")
+CORE = (
+    "adapter",
+    "assemble",
+    "batches",
+    "evaluate",
+    "fusion",
+    "inject",
+    "kernels",
+    "metrics",
+    "mixers",
+    "model",
+    "train",
+)
+JOINT = "joint"  # the name a run on several tasks has in place of a task's
+
+
+def predictions_file(run_task: str, task: str) -> str:
+    """The file of a run's predictions on a task."""
+    return "predictions.parquet" if run_task == task else f"predictions-{task}.parquet"
 
 
 @dataclass(frozen=True)
@@ -30,9 +48,14 @@ class Artifact:
 class RunSpec:
     """One run.
 
-    trains: which parameters are trained; all others are frozen.
-    adapter: set when an adapter is trained; fusion: set when a fusion is trained.
+    task: the one task it trains on, or `joint` where `data` holds several.
+    trains: which parameters are trained beside the head; all others are frozen.
+    data: task -> its prepared folder.
+    adapter: set when adapters are trained; fusion: set when a fusion is trained.
     sources: source task -> its trained adapter, for fusion, in the order of the attention maps.
+    start: weights of an earlier run to start from, in place of the backbone's own.
+    rows: train on so many of the training rows (and the like share of validation), drawn by seed.
+    threads: CPU threads, which decide the last bits.
     """
 
     method: str
@@ -43,24 +66,29 @@ class RunSpec:
     batch_size: int
     micro_batch_size: int
     precision: Literal["float32", "bfloat16"]
-    weight_decay: float
     clip_norm: float
+    threads: int
     backbone: Artifact
-    data: Artifact
-    adapter: AdapterConfig | None
-    fusion: FusionConfig | None
-    sources: dict[str, Artifact]
+    data: dict[str, Artifact]
+    adapter: AdapterConfig | None = None
+    fusion: FusionConfig | None = None
+    sources: dict[str, Artifact] = field(default_factory=dict)
+    start: Artifact | None = None
+    rows: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """All that decides the result: the spec without paths, which only say where things lie."""
         values = dataclasses.asdict(self)
-        for artifact in (values["backbone"], values["data"], *values["sources"].values()):
+        artifacts = [values["backbone"], *values["data"].values(), *values["sources"].values()]
+        for artifact in [*artifacts, *([values["start"]] if values["start"] else [])]:
             del artifact["path"]
         return values
 
     def key(self) -> str:
         """A short hash of identity and training code: the run's name in the run store."""
-        text = json.dumps([self.identity(), list(self.sources), code_sha256()], sort_keys=True)
+        text = json.dumps(
+            [self.identity(), list(self.data), list(self.sources), code_sha256()], sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def write(self, path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from adapterfusion.catalogue import PAPER
 from adapterfusion.config import Config
+from adapterfusion.methods import METHODS
 from adapterfusion.paths import Paths, atomic_write
-from adapterfusion.runs import METHODS, absent, tasks_of
+from adapterfusion.plans import absent, tasks_of
 
 PROTOCOLS = {
     "held_out": "epoch chosen on a part of train that was held out, reported on dev",
@@ -57,6 +59,12 @@ def data_notes(record: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _data_sha256(record: dict[str, Any]) -> str:
+    """The checksum of a record's task; records from before there were joint runs have no other's."""
+    data = record["config"]["data"]
+    return data.get(record["task"], data)["sha256"]
+
+
 def summary(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
     """What summary.json holds: every aggregated score with its seeds, and what it was measured on."""
     first = {r["task"]: r for r in reversed(records)}
@@ -73,7 +81,7 @@ def summary(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
         | {"sha256": records[0]["config"]["backbone"]["sha256"]},
         "data": {
             task: {
-                "sha256": first[task]["config"]["data"]["sha256"],
+                "sha256": _data_sha256(first[task]),
                 "source": first[task]["data"]["source"],
                 "rows": first[task]["data"]["rows"],
                 "official_split": first[task]["data"]["official_split"],
@@ -98,12 +106,13 @@ def summary(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def headline(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The few numbers `dvc exp show` prints: each method's mean accuracy over the targets it has."""
+    """The few numbers `dvc exp show` prints: mean accuracy over the targets, of methods that have all."""
     frame = pd.DataFrame(summary["rows"])
     frame = frame[frame["metric"] == "accuracy"]
     targets = set(frame[frame["method"] == "fusion_st"]["task"])
     frame = frame[frame["task"].isin(targets)]
-    means = frame.groupby(["protocol", "method"], sort=False)["mean"].mean().round(2)
+    grouped = frame.groupby(["protocol", "method"], sort=False)["mean"]
+    means = grouped.mean()[grouped.size() == len(targets)].round(2)
     return {
         protocol: {method: float(v) for (_, method), v in part.items()}
         for protocol, part in means.groupby(level=0)
@@ -116,7 +125,7 @@ def main_table(
     """The paper's Table 1 in shape: targets in rows, methods in columns, mean ± std over seeds.
 
     A task marked * was not measured on its official split, or on capped rows. The last row is the
-    mean of the task means.
+    mean of the task means, for methods that were run on every target.
     """
     frame = aggregate(scores(records))
     frame = frame[(frame["protocol"] == protocol) & (frame["metric"] == metric)]
@@ -129,6 +138,8 @@ def main_table(
     cells = frame.set_index(["task", "method"])
 
     def cell(task: str, method: str) -> str:
+        if (task, method) not in cells.index:
+            return "–"
         row = cells.loc[(task, method)]
         spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.2f}"
         return f"{row['mean']:.2f}{spread}"
@@ -144,7 +155,11 @@ def main_table(
     table.insert(1, "Dev", [f"{first[t]['data']['rows']['dev']:,}" for t in tasks])
     table.insert(2, "Seeds", [len(config.tasks[t].seeds) for t in tasks])
     table = table.astype(object)  # counts above, blanks in the row of means
-    table.loc["Mean"] = ["", "", ""] + [f"{means.loc[tasks, m].mean():.2f}" for m in methods]
+
+    def mean(method: str) -> str:
+        return "–" if means.loc[tasks, method].isna().any() else f"{means[method].mean():.2f}"
+
+    table.loc["Mean"] = ["", "", ""] + [mean(m) for m in methods]
     return table
 
 
@@ -171,6 +186,35 @@ def caption(config: Config, records: list[dict[str, Any]], protocol: str) -> str
     return text
 
 
+def deviations(config: Config, records: list[dict[str, Any]]) -> str:
+    """What separates this profile's numbers from the paper's, as a markdown list."""
+    first = {r["task"]: r for r in reversed(records)}
+    lines = [f"Backbone {config.backbone.name}; the paper has BERT-base-uncased and RoBERTa-base."]
+    outside = [task for task in config.tasks if task not in PAPER]
+    if outside:
+        lines.append(f"Not tasks of the paper: {', '.join(outside)}.")
+    lacking = [task for task in PAPER if task not in config.tasks or absent(config, task)]
+    if lacking:
+        lines.append(f"Tasks of the paper that are not here: {', '.join(lacking)}.")
+    capped = [t for t, r in first.items() if any(r["data"]["capped"].values())]
+    if capped:
+        lines.append(f"Training or dev rows capped: {', '.join(capped)}.")
+    resplit = [t for t, r in first.items() if not all(r["data"]["official_split"].values())]
+    if resplit:
+        lines.append(f"Not the official split: {', '.join(resplit)}.")
+    if config.data.validation:
+        share = 100 * config.data.validation
+        lines.append(
+            f"{share:.0f} % of each training set choose the epoch and are not trained on; the paper "
+            "trains on all of it and chooses on dev, which is shown beside."
+        )
+    rates = ", ".join(f"{name} {r.learning_rate:g}" for name, r in vars(config.recipes).items())
+    lines.append(
+        f"Learning rates for this backbone ({rates}); the paper has 1e-4 for adapters and 5e-5 for fusion."
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def write_tables(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Write summary.json, metrics.json and tables/*.md, *.csv; returns the summary."""
     paths = Paths(config.profile)
@@ -193,45 +237,71 @@ def write_tables(config: Config, records: list[dict[str, Any]]) -> dict[str, Any
 
 
 def seed_table(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per seed of one method on one task: what each protocol chose and scored."""
+    """One row per run: what each protocol chose and scored. Methods and tasks are named if several."""
+    several = {key: len({r[key] for r in records}) > 1 for key in ("method", "task")}
     rows = []
     for r in records:
-        row: dict[str, Any] = {"seed": r["seed"], "status": r["status"]}
-        row["epochs"] = len(r["epochs"])
+        row: dict[str, Any] = {}
+        if several["method"]:
+            row["method"] = METHODS[r["method"]].title
+        if several["task"]:
+            row["task"] = r["task"]
+        row |= {"seed": r["seed"], "status": r["status"], "epochs": len(r["epochs"])}
         for protocol, values in r["metrics"].items():
             name = protocol.replace("_", "-")
             row[f"epoch ({name})"] = values["epoch"]
             for metric in r["data"]["metrics"]:
                 row[f"{METRICS[metric]} ({name})"] = f"{100 * values[metric]:.2f}"
         rows.append(row)
-    return pd.DataFrame(rows).set_index("seed")
+    keys = [key for key, more in several.items() if more]
+    return pd.DataFrame(rows).fillna("").set_index([*keys, "seed"])
 
 
 def run_facts(records: list[dict[str, Any]]) -> str:
-    """Data, parameters and the proof of freezing, in one markdown paragraph."""
-    r = records[0]
-    data, parameters = r["data"], r["parameters"]
-    share = 100 * parameters["trainable"] / (parameters["trainable"] + parameters["frozen"])
-    text = (
-        f"**{data['title']}**: {data['rows']['train']:,} training rows, {data['rows']['dev']:,} dev "
-        f"rows. Trained: {parameters['trainable']:,} parameters, {share:.2f} % of the model."
-    )
-    if data_notes(r):
-        text += f" Mind: {', '.join(data_notes(r))}."
-    if parameters["frozen"]:
-        same = all(x["frozen_sha256"]["before"] == x["frozen_sha256"]["after"] for x in records)
-        text += (
-            f" The {parameters['frozen']:,} frozen parameters are "
-            f"{'bit-identical' if same else '**not** identical'} before and after training."
+    """Data, parameters and the proof of freezing, in a markdown paragraph or two."""
+    first = {r["task"]: r for r in reversed(records)}
+    lines = []
+    if len(first) == 1:
+        (r,) = first.values()
+        rows = r["data"]["rows"]
+        line = (
+            f"**{r['data']['title']}**: {rows['train']:,} training rows, {rows['dev']:,} dev rows."
         )
-    return text
+        if data_notes(r):
+            line += f" Mind: {', '.join(data_notes(r))}."
+        lines.append(line)
+    else:
+        lines.append(f"{len(first)} tasks, {len({r['seed'] for r in records})} seeds.")
+        noted = [f"{t} ({', '.join(data_notes(r))})" for t, r in first.items() if data_notes(r)]
+        if noted:
+            lines[0] += f" Mind: {'; '.join(noted)}."
+    for method in dict.fromkeys(r["method"] for r in records):
+        mine = [r for r in records if r["method"] == method]
+        counts = mine[0]["parameters"]
+        share = 100 * counts["trainable"] / (counts["trainable"] + counts["frozen"])
+        line = f"{METHODS[method].title} trains {counts['trainable']:,} parameters, {share:.2f} % of the model"
+        if "joint" in mine[0]:
+            line += f", for {len(mine[0]['joint'])} tasks at once"
+        if counts["frozen"]:
+            moved = [r for r in mine if r["frozen_sha256"]["before"] != r["frozen_sha256"]["after"]]
+            same = "**not** all identical" if moved else "bit-identical"
+            line += f"; the {counts['frozen']:,} frozen ones are {same} before and after training"
+        lines.append(line + ".")
+    return "\n\n".join(lines)
 
 
 def cost_table(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """What each method costs per run: trained parameters, time, memory, share of padding."""
+    """What each method costs per run: trained parameters, time, memory, share of padding.
+
+    A joint run is one run, however many tasks it serves.
+    """
+    runs = {
+        (r["method"], r["seed"] if "joint" in r else (r["task"], r["seed"])): r for r in records
+    }
     rows = [
         {
             "method": METHODS[r["method"]].title,
+            "tasks per run": len(r.get("joint", [0])),
             "trained parameters": r["parameters"]["trainable"],
             "epochs": len(r["epochs"]),
             "training, s": r["seconds"]["train"],
@@ -240,11 +310,12 @@ def cost_table(records: list[dict[str, Any]]) -> pd.DataFrame:
             "peak memory, MiB": r["peak_memory_mib"],
             "padding, %": 100 * r["padding_share"],
         }
-        for r in records
+        for r in runs.values()
     ]
     means = pd.DataFrame(rows).groupby("method", sort=False).mean().round(1)
     means.insert(0, "runs", pd.DataFrame(rows).groupby("method", sort=False).size())
     means["trained parameters"] = means["trained parameters"].map("{:,.0f}".format)
+    means["tasks per run"] = means["tasks per run"].astype(int)
     return means
 
 

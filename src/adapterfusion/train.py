@@ -5,13 +5,14 @@
 The core runs on torch, transformers, accelerate, safetensors, numpy and pyarrow alone, on data that
 was prepared elsewhere. It can be killed at any moment: started again it goes on after the last
 finished epoch and ends with the same bytes, because the random numbers of an epoch (order, dropout)
-depend on seed and epoch alone.
+depend on seed and epoch alone. A run on several tasks is the same loop, with one task a batch.
 """
 
 import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,20 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapterfusion.adapter import TaskAdapter
-from adapterfusion.batches import Split, collate, load_split, padding_share, training_batches
+from adapterfusion.assemble import (
+    build_model,
+    hold_frozen_in_bfloat16,
+    parameter_groups,
+)
+from adapterfusion.batches import (
+    Split,
+    collate,
+    joint_batches,
+    load_split,
+    training_batches,
+)
 from adapterfusion.checkpoint import (
     State,
-    load_adapter,
     load_checkpoint,
     save_checkpoint,
     write_predictions,
@@ -35,48 +45,46 @@ from adapterfusion.checkpoint import (
 from adapterfusion.evaluate import first_token_states, mean_attention, predict
 from adapterfusion.fusion import TaskFusion
 from adapterfusion.kernels import keep_freed_memory
+from adapterfusion.evaluate import first_token_states, predict
 from adapterfusion.metrics import score
-from adapterfusion.model import TaskModel, load_backbone
+from adapterfusion.model import JointModel, TaskModel
 from adapterfusion.paths import atomic_write
 from adapterfusion.progress import TrainingProgress
-from adapterfusion.provenance import device_info, git_state, peak_memory_mib, versions
-from adapterfusion.spec import RunSpec, code_sha256
+from adapterfusion.record import describe
+from adapterfusion.spec import RunSpec, predictions_file
+
+# After a checkpoint the next one waits nine times as long as it took: large models, whose optimizer
+# states fill files of hundreds of MB, spend no more than a tenth of their time on writing.
+SAVE_SHARE = 9
 
 
 class TrainingError(RuntimeError):
     """A run that must not be trusted: something frozen has moved, or the record is another run's."""
 
 
-def build_model(spec: RunSpec, info: dict[str, Any]) -> TaskModel:
-    """The run's model at its start: loaded, injected, frozen where it must be."""
-    backbone = load_backbone(Path(spec.backbone.path))
-    size = backbone.config
-    torch.manual_seed(spec.seed)
-    model = TaskModel(backbone, info["n_outputs"], info["choices"])
-    if spec.trains == "backbone":
-        return model
-    if spec.trains == "head":
-        return model.with_frozen_backbone()
-    if spec.trains == "adapter":
-        adapter = TaskAdapter(size.hidden_size, size.num_hidden_layers, spec.adapter)
-        return model.with_adapter(adapter)
-    adapters = [
-        load_adapter(Path(source.path), backbone, spec.backbone.sha256)
-        for source in spec.sources.values()
-    ]
-    fusion = TaskFusion(size.hidden_size, size.num_hidden_layers, spec.fusion)
-    return model.with_fusion(fusion, adapters)
+@dataclass
+class Task:
+    """One task of a run: what its info.json says, its splits, and the model that answers it.
+
+    features: what a frozen backbone says of each split, when only the head is trained.
+    """
+
+    info: dict[str, Any]
+    splits: dict[str, Split]
+    model: TaskModel | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
 
 
-def parameter_groups(model: TaskModel, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups. No decay for biases, LayerNorms, or V, which is drawn to I and not to zero."""
-    decayed, exempt = [], []
-    for name, parameter in model.trainable().items():
-        is_v = name.startswith("fusion.") and ".value." in name
-        is_exempt = name.endswith(".bias") or "LayerNorm" in name or is_v
-        (exempt if is_exempt else decayed).append(parameter)
-    groups = [(decayed, weight_decay), (exempt, 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+def load_task(folder: Path, rows: int | None, seed: int) -> Task:
+    """A prepared task; with `rows`, so many training rows and the like share of validation."""
+    info = json.loads((folder / "info.json").read_text())
+    names = [n for n in ("train", "validation", "dev") if (folder / f"{n}.parquet").is_file()]
+    splits = {name: load_split(folder / f"{name}.parquet") for name in names}
+    if rows is not None:
+        share = min(1.0, rows / len(splits["train"]))
+        for name in set(names) - {"dev"}:
+            splits[name] = splits[name].sample(max(2, round(share * len(splits[name]))), seed)
+    return Task(info, splits)
 
 
 class Run:
@@ -85,33 +93,42 @@ class Run:
     def __init__(self, spec: RunSpec, folder: Path):
         self.spec, self.folder = spec, Path(folder)
         self.checkpoint = self.folder / "checkpoint.pt"
-        data = Path(spec.data.path)
-        self.info = json.loads((data / "info.json").read_text())
-        self.splits: dict[str, Split] = {"train": load_split(data / "train.parquet")}
-        if (data / "validation.parquet").is_file():
-            self.splits["validation"] = load_split(data / "validation.parquet")
-        self.splits["dev"] = load_split(data / "dev.parquet")
+        self.tasks = {
+            name: load_task(Path(data.path), spec.rows, spec.seed)
+            for name, data in spec.data.items()
+        }
         self.rules = {"held_out": "validation", "paper": "dev"}
-        if "validation" not in self.splits:
+        if not all("validation" in task.splits for task in self.tasks.values()):
             del self.rules["held_out"]
 
         keep_freed_memory()
+        torch.set_num_threads(spec.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        AcceleratorState._reset_state(reset_partial_state=True)  # a kernel may train many runs
+        AcceleratorState._reset_state(reset_partial_state=True)  # a process may train many runs
         mixed = "bf16" if spec.precision == "bfloat16" else "no"
         self.accelerator = Accelerator(mixed_precision=mixed)
-        self.model = build_model(spec, self.info).to(self.accelerator.device)
+        infos = {name: task.info for name, task in self.tasks.items()}
+        self.model = build_model(spec, infos).to(self.accelerator.device)
+        if spec.precision == "bfloat16":
+            hold_frozen_in_bfloat16(self.model)
         self.pad_id = self.model.backbone.config.pad_token_id
-        groups = parameter_groups(self.model, spec.weight_decay)
+        for name, task in self.tasks.items():
+            joint = isinstance(self.model, JointModel)
+            task.model = self.accelerator.prepare(self.model.tasks[name] if joint else self.model)
+        groups = parameter_groups(self.model, spec.recipe.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=spec.recipe.learning_rate, fused=True)
-        self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.frozen_before = self.model.frozen_sha256()
-        self.features: dict[str, Tensor] = {}
+        self.setup_seconds = 0.0
         if spec.trains == "head":  # a frozen backbone says the same in every epoch
-            self.features = {
-                name: first_token_states(self.model, split, self.pad_id)
-                for name, split in self.splits.items()
-            }
+            started = time.perf_counter()
+            with self.accelerator.autocast():
+                for task in self.tasks.values():
+                    task.features = {
+                        name: first_token_states(task.model, split, self.pad_id)
+                        for name, split in task.splits.items()
+                    }
+            self.setup_seconds = time.perf_counter() - started
         self.state = State()
 
     def _weights(self) -> dict[str, Tensor]:
@@ -133,7 +150,24 @@ class Run:
         self.optimizer.load_state_dict(optimizer)
         return True
 
-    def step(self, rows: np.ndarray) -> float:
+    def batches(self, epoch: int) -> list[tuple[str, np.ndarray]]:
+        """An epoch's batches, each with its task: the training rows in an order of the epoch's own."""
+        spec = self.spec
+        lengths = {name: task.splits["train"].lengths for name, task in self.tasks.items()}
+        if spec.task not in lengths:
+            return joint_batches(lengths, spec.batch_size, spec.seed, epoch, spec.recipe.epochs)
+        rows = training_batches(lengths[spec.task], spec.batch_size, spec.seed, epoch)
+        return [(spec.task, batch) for batch in rows]
+
+    def learning_rate(self, done: int, steps: int) -> float:
+        """Linear: up during warm-up, then down to zero."""
+        recipe = self.spec.recipe
+        warmup = recipe.warmup * steps
+        if done < warmup:
+            return recipe.learning_rate * (done + 1) / (warmup + 1)
+        return recipe.learning_rate * (steps - done) / (steps - warmup)
+
+    def step(self, task: Task, rows: np.ndarray) -> float:
         """One optimizer step on one global batch, in micro-batches; returns the mean loss.
 
         Each micro-batch counts by its rows, so the gradient is that of the whole batch. The fusion
@@ -141,15 +175,16 @@ class Run:
         """
         total = 0.0
         size = self.spec.micro_batch_size
+        train = task.splits["train"]
         for start in range(0, len(rows), size):
             micro = rows[start : start + size]
-            if self.features:
-                labels = torch.from_numpy(self.splits["train"].labels[micro])
-                batch = {"features": self.features["train"][micro].flatten(0, 1), "labels": labels}
+            if task.features:
+                labels = torch.from_numpy(train.labels[micro])
+                batch = {"features": task.features["train"][micro].flatten(0, 1), "labels": labels}
             else:
-                batch = collate(self.splits["train"], micro, self.pad_id)
+                batch = collate(train, micro, self.pad_id)
             batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            loss = F.cross_entropy(self.model(batch), batch["labels"], reduction="sum") / len(rows)
+            loss = F.cross_entropy(task.model(batch), batch["labels"], reduction="sum") / len(rows)
             penalty = self.model.penalty() if start == 0 else None
             self.accelerator.backward(loss if penalty is None else loss + penalty)
             total += loss.item()
@@ -159,49 +194,65 @@ class Run:
         return total
 
     def train_epoch(self, progress: TrainingProgress) -> float | None:
-        """One pass over the training rows; the mean loss, or None where the loss is not finite."""
-        recipe, train = self.spec.recipe, self.splits["train"]
-        batches = training_batches(
-            train.lengths, self.spec.batch_size, self.spec.seed, self.state.epoch
-        )
+        """One epoch; the mean loss over its rows, or None where the loss is not finite."""
+        batches = self.batches(self.state.epoch)
         torch.manual_seed(1_000_003 * self.spec.seed + self.state.epoch)  # dropout of this epoch
         self.model.train()
-        steps, total = recipe.epochs * len(batches), 0.0
-        for i, rows in enumerate(batches):
-            done = self.state.epoch * len(batches) + i
+        steps, total = self.spec.recipe.epochs * len(batches), 0.0
+        for i, (task, rows) in enumerate(batches):
+            rate = self.learning_rate(self.state.epoch * len(batches) + i, steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * (1 - done / steps)
-            loss = self.step(rows)
+                group["lr"] = rate
+            loss = self.step(self.tasks[task], rows)
             if not np.isfinite(loss):
                 return None
             total += loss * len(rows)
             progress.step(loss, len(rows))
-        return total / len(train)
+        return total / sum(len(rows) for _, rows in batches)
 
-    def predictions(self) -> dict[str, np.ndarray]:
-        """Logits of validation and dev with the weights as they are."""
+    def predictions(self) -> dict[str, dict[str, np.ndarray]]:
+        """task -> split -> logits of validation and dev with the weights as they are."""
         return {
-            name: predict(self.model, self.splits[name], self.pad_id, self.features.get(name))
-            for name in self.rules.values()
+            name: {
+                split: predict(
+                    task.model, task.splits[split], self.pad_id, task.features.get(split)
+                )
+                for split in self.rules.values()
+            }
+            for name, task in self.tasks.items()
         }
 
-    def evaluate_epoch(self, logits: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-        """Score validation and dev, and keep what is the best so far by either rule."""
-        scores = {name: score(self.splits[name].labels, logits[name]) for name in logits}
-        for i, (rule, name) in enumerate(self.rules.items()):
-            key = [scores[name]["accuracy"], -scores[name]["loss"]]  # ties go to the lower loss
+    def evaluate_epoch(self, logits: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
+        """Score validation and dev, and keep what is the best so far by either rule.
+
+        The best is the highest mean accuracy over the run's tasks; ties go to the lower loss.
+
+        Returns:
+            `tasks`: task -> split -> scores, and the means that chose, split -> [accuracy, -loss].
+        """
+        scores = {
+            name: {s: score(self.tasks[name].splits[s].labels, x) for s, x in by_split.items()}
+            for name, by_split in logits.items()
+        }
+        dev = {name: by_split["dev"] for name, by_split in logits.items()}
+        chooses = {}
+        for i, (rule, split) in enumerate(self.rules.items()):
+            each = [by_split[split] for by_split in scores.values()]
+            key = [float(np.mean([s["accuracy"] for s in each]))]
+            key.append(-float(np.mean([s["loss"] for s in each])))
+            chooses[split] = key
             best = self.state.best.get(rule)
-            old = self.state.history[best["epoch"]][name] if best else None
-            if old is None or key > [old["accuracy"], -old["loss"]]:
-                self.state.best[rule] = {"epoch": self.state.epoch, "logits": logits["dev"]}
+            if best is None or key > self.state.history[best["epoch"]]["chooses"][split]:
+                self.state.best[rule] = {"epoch": self.state.epoch, "logits": dev}
                 if i == 0:
                     self.state.kept = self._weights()
-        return scores
+        return {"tasks": scores, "chooses": chooses}
 
     def fit(self) -> None:
         """Epochs until the last one, until patience ends, or until the loss is not finite."""
         recipe, state = self.spec.recipe, self.state
-        steps = -(-len(self.splits["train"]) // self.spec.batch_size)
+        steps = len(self.batches(0))
+        next_save = 0.0
         name = f"{self.spec.method} {self.spec.task} seed {self.spec.seed}"
         with TrainingProgress(name, recipe.epochs * steps, state.epoch * steps) as progress:
             while state.status == "running":
@@ -209,7 +260,8 @@ class Run:
                 loss = self.train_epoch(progress)
                 trained = time.perf_counter()
                 logits = self.predictions()
-                if loss is None or not all(np.isfinite(x).all() for x in logits.values()):
+                finite = all(np.isfinite(x).all() for t in logits.values() for x in t.values())
+                if loss is None or not finite:
                     state.status, loss = "diverged", None
                     self._load(state.kept)
                     logits = self.predictions()
@@ -219,15 +271,19 @@ class Run:
                     "evaluation_seconds": round(time.perf_counter() - trained, 3),
                 }
                 state.history.append({"train_loss": loss} | seconds | scores)
-                progress.epoch(scores["dev"]["accuracy"])
+                progress.epoch(scores["chooses"]["dev"][0])
                 state.epoch += 1
                 waited = state.epoch - 1 - state.best[next(iter(self.rules))]["epoch"]
                 if state.status == "running" and (
                     state.epoch == recipe.epochs or waited >= recipe.patience
                 ):
                     state.status = "finished"
-                optimizer = self.optimizer.state_dict()
-                save_checkpoint(self.checkpoint, state, self._weights(), optimizer)
+                if state.status == "running" and time.perf_counter() >= next_save:
+                    started = time.perf_counter()
+                    optimizer = self.optimizer.state_dict()
+                    save_checkpoint(self.checkpoint, state, self._weights(), optimizer)
+                    saved = time.perf_counter()
+                    next_save = saved + SAVE_SHARE * (saved - started)
 
     def finish(self) -> dict[str, Any]:
         """Train, or go on, or do nothing where run.json says it is done. Returns run.json.
@@ -244,55 +300,14 @@ class Run:
         if frozen_after != self.frozen_before:
             raise TrainingError(f"{self.folder}: frozen parameters changed during training")
         write_weights(self.folder / "model.safetensors", self.state.kept, self.spec)
-        write_predictions(self.folder / "predictions.parquet", self.splits["dev"], self.state.best)
-        record = self._record(frozen_after, resumed, time.perf_counter() - started)
+        for name, task in self.tasks.items():
+            logits = {rule: best["logits"][name] for rule, best in self.state.best.items()}
+            path = self.folder / predictions_file(self.spec.task, name)
+            write_predictions(path, task.splits["dev"], logits)
+        record = describe(self, frozen_after, resumed, time.perf_counter() - started)
         with atomic_write(self.folder / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
         self.checkpoint.unlink(missing_ok=True)
-        return record
-
-    def _record(self, frozen_sha256: str, resumed: bool, seconds: float) -> dict[str, Any]:
-        model, history, dev = self.model, self.state.history, self.splits["dev"]
-        metrics = {
-            rule: score(dev.labels, best["logits"]) | {"epoch": best["epoch"] + 1}
-            for rule, best in self.state.best.items()
-        }
-        trainable = sum(p.numel() for p in model.trainable().values())
-        lengths = self.splits["train"].lengths
-        batches = training_batches(lengths, self.spec.batch_size, self.spec.seed, 0)
-        record = {
-            "method": self.spec.method,
-            "task": self.spec.task,
-            "seed": self.spec.seed,
-            "status": self.state.status,
-            "config": self.spec.identity(),
-            "data": self.info,
-            "metrics": metrics,
-            "epochs": history,
-            "parameters": {
-                "trainable": trainable,
-                "frozen": sum(p.numel() for p in model.parameters()) - trainable,
-            },
-            "frozen_sha256": {"before": self.frozen_before, "after": frozen_sha256},
-            "padding_share": round(padding_share(lengths, batches), 4),
-            "seconds": {
-                "train": round(sum(e["train_seconds"] for e in history), 3),
-                "evaluation": round(sum(e["evaluation_seconds"] for e in history), 3),
-                "this_process": round(seconds, 3),
-            },
-            "resumed": resumed,
-            "peak_memory_mib": round(peak_memory_mib(self.accelerator.device), 1),
-            "device": device_info(self.accelerator.device),
-            "versions": versions(),
-            "git": git_state(Path(__file__).parents[2]),
-            "code_sha256": code_sha256(),
-        }
-        if model.fusion is not None:
-            attention = mean_attention(model, dev, self.pad_id)
-            record["attention"] = {
-                "adapters": list(self.spec.sources),
-                "layers": attention.round(6).tolist(),
-            }
         return record
 
 
@@ -322,7 +337,8 @@ def main() -> None:
         record = train(RunSpec.read(folder / "spec.json"), folder)
     except (ValueError, OSError, TrainingError) as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(record["metrics"]))
+    joint = {task: part["metrics"] for task, part in record.get("tasks", {}).items()}
+    print(json.dumps(joint or record["metrics"]))
 
 
 if __name__ == "__main__":
