@@ -42,10 +42,8 @@ from adapterfusion.checkpoint import (
     write_predictions,
     write_weights,
 )
-from adapterfusion.evaluate import first_token_states, mean_attention, predict
-from adapterfusion.fusion import TaskFusion
-from adapterfusion.kernels import keep_freed_memory
 from adapterfusion.evaluate import first_token_states, predict
+from adapterfusion.kernels import keep_freed_memory
 from adapterfusion.metrics import score
 from adapterfusion.model import JointModel, TaskModel
 from adapterfusion.paths import atomic_write
