@@ -1,6 +1,7 @@
 # make reproduce   set up, then run the study of params.yaml and name its report
 # make test        set up, then run all tests
 # make oracle      compare with the `adapters` library itself, both ways (builds its environment once)
+# make bench       speed and memory beside the adapters library (QUICK=1: under five minutes)
 # make lint        formatting and lint, notebooks too
 # make profile NAME=minilm    put a profile in place as params.yaml
 PYTHON ?= python3
@@ -10,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lint clean-notebooks profile oracle
+.PHONY: help reproduce test lint clean-notebooks profile oracle bench
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -36,6 +37,9 @@ lint: $(BIN)/.ready
 
 oracle: $(BIN)/.ready
 	python tests/golden/compare_live.py
+
+bench: $(BIN)/.ready
+	python benchmarks/bench.py $(if $(QUICK),--quick)
 
 profile:
 	@test -f profiles/$(NAME).yaml || { echo "profiles/ has: $$(ls profiles | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "tests" / "golden"))
 import compare_live  # noqa: E402  (the oracle's environment is the peer's environment here)
 
 ADAPTERS = (1, 2, 4, 8, 16, 32)
+PLAIN = "ours, PyTorch's kernels"
 PEFT = "peft==0.21.2"
 
 
@@ -52,7 +53,7 @@ class Group:
     rows: int
     tokens: int
     precision: str
-    n: int
+    what: str
     models: tuple[Model, ...] = field(repr=False)
     turns: int = 3
     seconds: float = 240
@@ -60,7 +61,7 @@ class Group:
     @property
     def key(self) -> str:
         shape = f"{self.rows}x{self.tokens}"
-        return f"{self.backbone} {self.mode} {shape} {self.precision} n={self.n}"
+        return f"{self.backbone} {self.mode} {shape} {self.precision} {self.what}"
 
     def case(self, model: Model) -> dict[str, Any]:
         names = ("backbone", "mode", "rows", "tokens", "precision")
@@ -68,44 +69,42 @@ class Group:
 
 
 def group(backbone: str, mode: str, rows: int, tokens: int, precision: str, n: int) -> Group:
-    """Ours and theirs with n adapters beside our full fine-tuning (or the plain backbone).
-
-    At n = 16 all other references join.
-    """
+    """Ours and theirs with n adapters beside our full fine-tuning (or the plain backbone)."""
     models = [Model("ours", "fusion", n), Model("adapters", "fusion", n), Model("ours", "full")]
     if n == 16:
-        models += [
-            Model("ours, PyTorch's products", "fusion", n),
-            Model("ours, PyTorch's products", "full"),
-            Model("ours", "fusion", 2),
-            Model("ours", "adapter"),
-            Model("adapters", "adapter"),
-            Model("adapters", "full"),
-            Model("ours", "head"),
-            Model("peft", "lora"),
-        ]
-    headline = n == 16 and (rows, precision) == (8, "float32")
-    return Group(
-        backbone, mode, rows, tokens, precision, n, tuple(models), turns=5 if headline else 3
+        models.append(Model(PLAIN, "fusion", n))
+    turns = 5 if n == 16 and (rows, precision) == (8, "float32") else 3
+    return Group(backbone, mode, rows, tokens, precision, f"n={n}", tuple(models), turns)
+
+
+def references(backbone: str, mode: str, rows: int, tokens: int, precision: str) -> Group:
+    """Ours with 16 adapters beside everything that is no fusion, and beside itself with two."""
+    models = (
+        Model("ours", "fusion", 16),
+        Model("ours", "fusion", 2),
+        Model("ours", "full"),
+        Model("ours", "head"),
+        Model("ours", "adapter"),
+        Model("adapters", "adapter"),
+        Model("peft", "lora"),
     )
+    return Group(backbone, mode, rows, tokens, precision, "references", models, turns=9)
 
 
 def groups(quick: bool) -> list[Group]:
     """The headline first, then the curves over the number of adapters, then the rest."""
-    if quick:
-        cases = [
-            ("minilm", mode, 8, 128, "float32", n) for mode in ("train", "infer") for n in (2, 16)
-        ]
-        return [group(*case) for case in cases]
-    cases = [
-        (backbone, mode, rows, tokens, precision, n)
-        for precision in ("float32", "bfloat16")
-        for rows, tokens in ((8, 128), (32, 64))
-        for backbone in ("bert-base", "minilm")
-        for mode in ("train", "infer")
-        for n in sorted(ADAPTERS, key=lambda n: n != 16)
-    ]
-    return [group(*case) for case in cases]
+    shapes = [(8, 128)] if quick else [(8, 128), (32, 64)]
+    backbones = ["minilm"] if quick else ["bert-base", "minilm"]
+    chosen = []
+    for precision in ["float32"] if quick else ["float32", "bfloat16"]:
+        for rows, tokens in shapes:
+            for backbone in backbones:
+                cases = [(backbone, mode, rows, tokens, precision) for mode in ("train", "infer")]
+                chosen += [group(*case, 16) for case in cases]
+                chosen += [references(*case) for case in cases[:1]]
+                others = [2] if quick else [n for n in ADAPTERS if n != 16]
+                chosen += [group(*case, n) for case in cases for n in others]
+    return chosen
 
 
 class Worker:
@@ -165,7 +164,7 @@ def measure(group: Group, pythons: dict[str, Path], threads: int) -> dict[str, A
 def find_pythons() -> dict[str, Path]:
     """Which interpreter runs which library; says what cannot be had."""
     ours = Path(sys.executable)
-    pythons = {"ours": ours, "ours, PyTorch's products": ours}
+    pythons = {"ours": ours, PLAIN: ours}
     try:
         compare_live.make_environment()
         pythons["adapters"] = compare_live.PYTHON
@@ -196,34 +195,46 @@ def ratio(results: dict[str, Any], above: str, below: str, what: str) -> dict[st
     return {"median": statistics.median(values), "lowest": values[0], "highest": values[-1]}
 
 
-HEADLINE = "{backbone} {mode} 8x128 float32 n=16"
 OURS, PEER = "ours fusion n=16", "adapters fusion n=16"
-RATIOS = [  # what, mode, above, below, quantity
-    ("fusion, training step: adapters ÷ ours", "train", PEER, OURS, "seconds"),
+RATIOS = [  # title, group, above, below, quantity
+    ("fusion, training step: adapters ÷ ours", "train {} n=16", PEER, OURS, "seconds"),
+    ("fusion, inference: adapters ÷ ours", "infer {} n=16", PEER, OURS, "seconds"),
     (
-        "the same, both with PyTorch's own products",
-        "train",
+        "the same, training, PyTorch's kernels",
+        "train {} n=16",
         PEER,
-        "ours, PyTorch's products fusion n=16",
+        f"{PLAIN} fusion n=16",
         "seconds",
     ),
-    ("fusion, inference: adapters ÷ ours", "infer", PEER, OURS, "seconds"),
     (
-        "the same, both with PyTorch's own products",
-        "infer",
+        "the same, inference, PyTorch's kernels",
+        "infer {} n=16",
         PEER,
-        "ours, PyTorch's products fusion n=16",
+        f"{PLAIN} fusion n=16",
         "seconds",
     ),
-    ("training step: fusion ÷ full fine-tuning", "train", OURS, "ours full", "seconds"),
-    ("inference: fusion ÷ plain backbone", "infer", OURS, "ours full", "seconds"),
-    ("training step: N = 16 ÷ N = 2", "train", OURS, "ours fusion n=2", "seconds"),
-    ("saved activations: adapters ÷ ours", "train", PEER, OURS, "saved_mib"),
-    ("peak memory: adapters ÷ ours", "train", PEER, OURS, "peak_memory_mib"),
+    (
+        "training step: fusion ÷ full fine-tuning",
+        "train {} references",
+        OURS,
+        "ours full",
+        "seconds",
+    ),
+    ("inference: fusion ÷ plain backbone", "infer {} n=16", OURS, "ours full", "seconds"),
+    ("training step: N = 16 ÷ N = 2", "train {} references", OURS, "ours fusion n=2", "seconds"),
+    ("saved activations: adapters ÷ ours", "train {} n=16", PEER, OURS, "saved_mib"),
+    ("peak memory: adapters ÷ ours", "train {} n=16", PEER, OURS, "peak_memory_mib"),
     (
         "ST-A, training step: adapters ÷ ours",
-        "train",
+        "train {} references",
         "adapters adapter",
+        "ours adapter",
+        "seconds",
+    ),
+    (
+        "training step: LoRA (PEFT) ÷ our ST-A",
+        "train {} references",
+        "peft lora",
         "ours adapter",
         "seconds",
     ),
@@ -231,29 +242,29 @@ RATIOS = [  # what, mode, above, below, quantity
 
 
 def summary(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table of ratios, for each backbone that has its headline groups."""
+    """The ratios, wherever their group has been measured."""
     rows = []
-    for backbone in ("bert-base", "minilm"):
-        for title, mode, above, below, what in RATIOS:
-            results = measured.get(HEADLINE.format(backbone=backbone, mode=mode))
-            wall = results and ratio(results, above, below, what)
+    settings = {tuple(key.split(" ")[i] for i in (0, 2, 3)) for key in measured}
+    for backbone, shape, precision in sorted(settings, key=lambda s: (s[2] != "float32", s)):
+        for title, where, above, below, what in RATIOS:
+            results = measured.get(f"{backbone} {where.format(f'{shape} {precision}')}")
+            wall = results and ratio(results["models"], above, below, what)
             if not wall:
                 continue
-            row = {"backbone": backbone, "ratio": title} | wall
+            row = {"setting": f"{backbone} {shape} {precision}", "ratio": title} | wall
             if what == "seconds":
-                processor = ratio(results, above, below, "processor_seconds")
+                processor = ratio(results["models"], above, below, "processor_seconds")
                 row |= {"processor": processor and processor["median"]}
             rows.append(row)
     return rows
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| backbone | N = 16, 8×128, float32 | median | range | by processor time |"]
-    lines += ["|---|---|---|---|---|"]
+    lines = ["| setting | N = 16 | median | range | by processor time |", "|---|---|---|---|---|"]
     for row in rows:
         processor = row.get("processor")
         lines.append(
-            f"| {row['backbone']} | {row['ratio']} | {row['median']:.2f} "
+            f"| {row['setting']} | {row['ratio']} | {row['median']:.2f} "
             f"| {row['lowest']:.2f}–{row['highest']:.2f} | {f'{processor:.2f}' if processor else ''} |"
         )
     return "\n".join(lines)
@@ -267,11 +278,10 @@ def processor_name() -> str:
 
 
 def device_name() -> str:
-    """As the file is called: the GPU's name, or the processor's."""
+    """The GPU's name, or the processor's."""
     import torch
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
-    return "-".join(name.lower().replace("/", " ").split())
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
 
 
 def main() -> None:
@@ -282,11 +292,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     pythons = find_pythons()
-    name = device_name() + ("-quick" if args.quick else "")
+    device = device_name()
+    name = "-".join([*device.lower().split(), *(["quick"] if args.quick else [])])
     path = HERE / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    stored = json.loads(path.read_text()) if path.is_file() else {"groups": {}}
-    stored |= {"device": device_name(), "threads": args.threads}
+    stored = json.loads(path.read_text()) if path.is_file() else {"device": device, "groups": {}}
     chosen = [g for g in groups(args.quick) if args.only in g.key]
     for i, one in enumerate(chosen):
         if one.key in stored["groups"] and not args.again:
@@ -296,7 +306,7 @@ def main() -> None:
         for model, result in results.items():
             seconds = [turn["seconds"] for turn in result["turns"]]
             print(f"    {model:42s} {statistics.median(seconds):8.3f} s", flush=True)
-        stored["groups"][one.key] = results
+        stored["groups"][one.key] = {"threads": args.threads, "models": results}
         stored["ratios"] = summary(stored["groups"])
         path.write_text(json.dumps(stored, indent=1) + "\n")
     print(as_markdown(stored.get("ratios", [])))

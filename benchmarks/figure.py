@@ -25,7 +25,7 @@ def curve(groups: dict[str, Any], key: str, library: str, what: str) -> list[tup
     """(N, time as a multiple of full fine-tuning in the same turn) or (N, MiB)."""
     points = []
     for n in NUMBERS:
-        results = groups.get(key.format(n=n), {})
+        results = groups.get(key.format(n=n), {}).get("models", {})
         ours, anchor = results.get(f"{library} fusion n={n}"), results.get("ours full")
         if ours is None:
             continue

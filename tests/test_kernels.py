@@ -1,5 +1,8 @@
 """CPU kernels: equal to PyTorch's own in value and gradient, and only where they apply."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -210,6 +213,28 @@ def test_other_attention_is_left_to_pytorch(case, monkeypatch):
     with cpu_kernels(CPU):
         out = F.scaled_dot_product_attention(q, k, v, mask, **options)
     assert out.shape == q.shape
+
+
+# ---- the process
+
+
+def test_freed_memory_is_kept_without_page_faults():
+    code = """
+import resource, sys, torch
+from adapterfusion.kernels import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for step in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(2**20) for _ in range(20)]
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        kind: int(subprocess.run([sys.executable, "-c", code, kind], capture_output=True).stdout)
+        for kind in ("kept", "given back")
+    }
+    assert faults["kept"] < faults["given back"] / 10
 
 
 # ---- the context

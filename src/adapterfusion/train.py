@@ -43,6 +43,7 @@ from adapterfusion.checkpoint import (
     write_weights,
 )
 from adapterfusion.evaluate import first_token_states, predict
+from adapterfusion.kernels import keep_freed_memory
 from adapterfusion.metrics import score
 from adapterfusion.model import JointModel, TaskModel
 from adapterfusion.paths import atomic_write
@@ -98,6 +99,7 @@ class Run:
         if not all("validation" in task.splits for task in self.tasks.values()):
             del self.rules["held_out"]
 
+        keep_freed_memory()
         torch.set_num_threads(spec.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train many runs
