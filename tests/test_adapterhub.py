@@ -477,9 +477,10 @@ def test_export_of_a_run(name: str, tmp_path):
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_export_finds_the_weights_in_the_results(tmp_path):
-    run = write_run(tmp_path / "runs" / "st_adapter" / "task0" / "seed0", "pfeiffer-relu")
-    weights = tmp_path / "weights" / "st_adapter" / "task0" / "seed0" / "model.safetensors"
+@pytest.mark.parametrize("method", ["st_adapter", "controls/st_continued"])
+def test_export_finds_the_weights_in_the_results(method: str, tmp_path):
+    run = write_run(tmp_path / "runs" / method / "task0" / "seed0", "pfeiffer-relu")
+    weights = tmp_path / "weights" / method / "task0" / "seed0" / "model.safetensors"
     weights.parent.mkdir(parents=True)
     (run / "model.safetensors").rename(weights)
     folder = GOLDEN / "backbones" / "tiny-bert"
@@ -497,6 +498,34 @@ def test_export_refuses(tmp_path):
     with pytest.raises(AdapterHubError, match=r"run\.json: config\.trains: 'backbone'"):
         hubruns.export_run(run, tmp_path / "out", GOLDEN / "backbones" / "tiny-bert", "x")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("start", {"sha256": "0"}, "config.start"),
+        ("fusion", {"variant": "average"}, "config.fusion"),
+        ("fusion", {"drop_last": True}, "config.fusion"),
+        ("fusion", {"random_others": True}, "config.fusion"),
+    ],
+)
+def test_export_refuses_a_fusion_the_library_has_no_form_for(key, value, named, tmp_path):
+    run = write_run(tmp_path / "run", "fusion-two")
+    record = json.loads((run / "run.json").read_text())
+    record["config"][key] = record["config"].get(key, {}) | value
+    del record["attention"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(AdapterHubError, match=rf"run\.json: {named}"):
+        hubruns.export_run(run, tmp_path / "out", GOLDEN / "backbones" / "tiny-bert", "x")
+
+
+def test_export_refuses_a_run_on_several_tasks(tmp_path):
+    run = write_run(tmp_path / "run", "pfeiffer-relu")
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["trains"], record["tasks"] = "backbone", {"a": record.pop("data")}
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(AdapterHubError, match=r"run\.json: config\.trains: 'backbone'"):
+        hubruns.export_run(run, tmp_path / "out", GOLDEN / "backbones" / "tiny-bert", "x")
 
 
 def test_import_gives_a_source_of_a_fusion(bert, tmp_path):

@@ -236,6 +236,11 @@ def test_without_the_last_layer_it_stays_as_it_is(spec_of, bert):
     assert not torch.allclose(end, states(whole)[2], atol=1e-3)
 
 
+def test_no_fusion_without_the_last_of_one_layer():
+    with pytest.raises(ValueError, match="the last of one layer"):
+        TaskFusion(8, 1, FusionConfig(drop_last=True))
+
+
 def test_attention_without_the_last_layer_has_a_row_less(spec_of, tmp_path):
     record = train(spec_of(drop_last=True), tmp_path)
     assert np.shape(record["attention"]["layers"]) == (1, 2)

@@ -444,7 +444,7 @@ def test_rows_at_the_ends(make_spec, tmp_path, rows, sizes):
 def test_a_cut_run_is_trained_and_says_on_how_many_rows(make_spec, tmp_path):
     record = train(make_spec(rows=12, batch_size=4), tmp_path)
     rows = record["data"]["rows"]
-    assert (rows["train"], rows["dev"]) == (12, 24)
+    assert (rows["train"], rows["validation"], rows["dev"]) == (12, 6, 24)
     assert record["config"]["rows"] == 12
     assert len(logits_of(tmp_path)) == 24
     assert make_spec(rows=12).key() != make_spec(rows=13).key() != make_spec().key()

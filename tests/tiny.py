@@ -7,7 +7,7 @@ import yaml
 
 CONFIG = {
     "hidden_size": 8,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 16,
     "max_position_embeddings": 64,

@@ -135,6 +135,9 @@ class TaskFusion(nn.Module):
     """A target task's fusion layers for a whole backbone: what stage 2 trains and saves.
 
     n_adapters: how many will be mixed; only some of the other variants need to know.
+
+    Raises:
+        ValueError: the backbone has one layer, and the last is to be left out.
     """
 
     def __init__(
@@ -147,6 +150,8 @@ class TaskFusion(nn.Module):
         super().__init__()
         self.config = config
         self.attends = config.variant in ATTENTION
+        if n_layers <= config.drop_last:
+            raise ValueError("no fusion is left where the last of one layer is left out")
 
         def layer() -> nn.Module:
             if self.attends:

@@ -3,7 +3,7 @@
     python -m adapterfusion.hubruns export RUN OUT --backbone FOLDER --backbone-name ID
     python -m adapterfusion.hubruns import FOLDER OUT --backbone FOLDER [--backbone-name ID]
 
-RUN is a folder of the run store, or results/<profile>/runs/<method>/<task>/<seed>. OUT of an import
+RUN is a folder of the run store, or one of results/<profile>/runs that holds a run.json. OUT of an import
 is a model.safetensors that can stand where an adapter run's weights are read: as a fusion's source.
 """
 
@@ -26,13 +26,16 @@ from adapterfusion.huboptions import refuse
 from adapterfusion.model import Head, load_backbone
 from adapterfusion.paths import atomic_write
 
+VARIANTS = ("dynamic", "static")
+
 
 def _weights(run: Path) -> Path:
     """The run's weights: beside its record in the run store, under weights/ in the results."""
-    if (run / "model.safetensors").is_file() or len(run.parents) < 4:
-        return run / "model.safetensors"
-    results = run.parents[3]
-    return results / "weights" / Path(*run.parts[-3:]) / "model.safetensors"
+    beside = run / "model.safetensors"
+    if beside.is_file() or "runs" not in run.parts:
+        return beside
+    at = max(i for i, part in enumerate(run.parts) if part == "runs")
+    return Path(*run.parts[:at], "weights", *run.parts[at + 1 :], beside.name)
 
 
 def export_run(run: Path, out: Path, backbone_folder: Path, backbone_name: str) -> None:
@@ -41,11 +44,18 @@ def export_run(run: Path, out: Path, backbone_folder: Path, backbone_name: str) 
     A fusion's source adapters are runs of their own, to be exported one by one.
 
     Raises:
-        AdapterHubError: another backbone, or a run that trained neither adapter nor fusion.
+        AdapterHubError: another backbone, or a run the library has no form for.
     """
     where = run / "run.json"
-    record, weights = json.loads(where.read_text()), load_file(_weights(run))
-    identity, data = record["config"], record["data"]
+    record = json.loads(where.read_text())
+    identity = record["config"]
+    if identity["trains"] not in ("adapter", "fusion"):
+        problem = f"{identity['trains']!r} is not a part the library keeps by itself"
+        refuse(where, "config.trains", problem, "Export the run of an adapter or a fusion.")
+    if identity["trains"] == "fusion" and identity.get("start"):
+        problem = "its backbone is not the published one but was trained by another run"
+        refuse(where, "config.start", problem, "Export a fusion of single-task adapters.")
+    weights, data = load_file(_weights(run)), record["data"]
     if identity["backbone"]["sha256"] != file_sha256(backbone_folder / "model.safetensors"):
         refuse(where, "config.backbone.sha256", "another backbone", "Name the folder of its own.")
     backbone = load_backbone(backbone_folder)
@@ -61,15 +71,15 @@ def export_run(run: Path, out: Path, backbone_folder: Path, backbone_name: str) 
         adapter = TaskAdapter(size.hidden_size, size.num_hidden_layers, config)
         name = record["task"]
         save_adapter(out, name, trained(adapter, "adapter."), backbone, backbone_name)
-    elif identity["trains"] == "fusion":
+    else:
         config = build(FusionConfig, identity["fusion"], "config.fusion", str(where))
+        if config.variant not in VARIANTS or config.drop_last or config.random_others:
+            problem = "a control of the study, which the library has no form for"
+            refuse(where, "config.fusion", problem, f"Export a fusion that is {VARIANTS}.")
         fusion = TaskFusion(size.hidden_size, size.num_hidden_layers, config)
         adapters = record["attention"]["adapters"]
         name = ",".join(adapters)
         save_fusion(out, adapters, trained(fusion, "fusion."), backbone, name, backbone_name)
-    else:
-        problem = f"{identity['trains']!r} is not a part the library keeps by itself"
-        refuse(where, "config.trains", problem, "Export the run of an adapter or a fusion.")
     head = trained(Head(size.hidden_size, data["n_outputs"]), "head.")
     labels = () if data["choices"] else data.get("labels", ())
     save_head(out, name, head, backbone, labels, data["choices"], backbone_name)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def _task(run: "Run", name: str) -> dict[str, Any]:
     """One task's part: its data, its scores by either rule, and every epoch's."""
     task = run.tasks[name]
-    trained_on = {"train": len(task.splits["train"])} if run.spec.rows else {}
+    used = {name: len(split) for name, split in task.splits.items()}
     return {
-        "data": task.info | {"rows": task.info["rows"] | trained_on},
+        "data": task.info | {"rows": task.info["rows"] | used},
         "metrics": {
             rule: score(task.splits["dev"].labels, best["logits"][name])
             | {"epoch": best["epoch"] + 1}

@@ -19,6 +19,7 @@ CORE = (
     "adapter",
     "assemble",
     "batches",
+    "checkpoint",
     "evaluate",
     "fusion",
     "inject",
