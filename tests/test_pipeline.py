@@ -74,8 +74,9 @@ def edit_params(clone: Path, section: str, key: str, value: object) -> None:
 def test_pipeline(clone):
     output = dvc(clone, "repro")
     assert stages_run(output) == {
-        *("code", "data", "overview", "own_task", "train", "finetuning", "adapters", "multitask"),
-        *("fusion", "probes", "evaluation", "attention", "ablations", "paper", "start", "report"),
+        *("code", "data", "overview", "own_task", "forecast", "train", "finetuning", "adapters"),
+        *("multitask", "fusion", "probes", "evaluation", "attention", "ablations", "paper"),
+        *("start", "report"),
     }
     results = clone / "results" / "smoke"
     rows = json.loads((results / "summary.json").read_text())["rows"]
@@ -105,8 +106,8 @@ def test_pipeline(clone):
     ).read_bytes()
     edit_params(clone, "fusion", "variant", "static")
     assert stages_run(dvc(clone, "repro")) == {
-        *("train", "fusion", "probes", "ablations", "evaluation", "attention", "paper", "start"),
-        "report",
+        *("forecast", "train", "fusion", "probes", "ablations", "evaluation", "attention"),
+        *("paper", "start", "report"),
     }
     after = (
         results / "weights" / "st_adapter" / "uses" / "seed1" / "model.safetensors"

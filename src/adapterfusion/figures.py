@@ -18,7 +18,7 @@ from adapterfusion.config import Config
 from adapterfusion.methods import METHODS
 from adapterfusion.paths import atomic_write
 from adapterfusion.plans import tasks_of
-from adapterfusion.tables import aggregate, protocols, scores
+from adapterfusion.tables import aggregate, curves, protocols, scores
 
 COLOURS = {
     "head": "#BBBBBB",
@@ -71,7 +71,6 @@ def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame
     figure, axes = plt.subplots(
         rows, columns, figsize=(3.1 * columns, 2.2 * rows), squeeze=False, layout="constrained"
     )
-    data = []
     for axis, task in zip(axes.flat, tasks, strict=False):
         loss_axis = axis.twinx()
         loss_axis.spines["right"].set_visible(True)
@@ -84,10 +83,6 @@ def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame
             kept = next(iter(record["metrics"].values()))["epoch"]
             axis.plot(kept, dev[kept - 1], "o", mfc="none", mec=colour, ms=7)
             loss_axis.plot(epochs, np.array(loss, dtype=float), ":", color=colour, alpha=0.6, lw=1)
-            data += [
-                (record["method"], task, record["seed"], int(e), d, lo)
-                for e, d, lo in zip(epochs, dev, loss, strict=True)
-            ]
         axis.set_title(task)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=5))
         axis.set_xlabel("epoch")
@@ -96,8 +91,7 @@ def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame
         loss_axis.set_ylim(bottom=0)
     for axis in axes.flat[len(tasks) :]:
         axis.set_visible(False)
-    columns_ = ["method", "task", "seed", "epoch", "dev_accuracy", "train_loss"]
-    return figure, pd.DataFrame(data, columns=columns_)
+    return figure, curves(records)
 
 
 def relative_to_full(config: Config, records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame]:

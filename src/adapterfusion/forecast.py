@@ -2,6 +2,7 @@
 
     python -m adapterfusion.forecast               # on this machine, calibrated for some seconds
     python -m adapterfusion.forecast --gpu a100    # on a GPU that is not here
+    python -m adapterfusion.forecast --save        # ... into results/<profile>/forecast.json, as the pipeline
 
 The arithmetic is that of transformer layers, 24 d^2 FLOPs a token and layer. Training all of it costs
 three forward passes and with the weights frozen two; fusion adds 3 d^2 + 3 N r d multiplications.
@@ -25,7 +26,7 @@ from adapterfusion.bundled import task_sizes
 from adapterfusion.catalogue import PAPER
 from adapterfusion.config import BackboneConfig, Config, load_config
 from adapterfusion.methods import method
-from adapterfusion.paths import Paths
+from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import Planner, RunName, study, tasks_of
 
 # Peak bf16 TFLOP/s of the makers' data sheets, and the share that models of this size reach.
@@ -175,15 +176,18 @@ def forecast(config: Config, speed: float, side_by_side: int) -> pd.DataFrame:
     table.loc["all"] = table.sum()
     table.loc["all", "memory, GB"] = table["memory, GB"].iloc[:-1].max() * side_by_side
     table["runs"] = table["runs"].astype(int)
-    return table.round({"hours": 2, "disk, GB": 2, "memory, GB": 1})
+    return table.round({"hours": 4, "disk, GB": 2, "memory, GB": 1})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Time, memory and disk that params.yaml will take."
     )
-    parser.add_argument("--gpu", choices=GPUS, help="a GPU that is not here, by its data sheet")
-    gpu = parser.parse_args().gpu
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--gpu", choices=GPUS, help="a GPU that is not here, by its data sheet")
+    where.add_argument("--save", action="store_true", help="for the report to be held against")
+    arguments = parser.parse_args()
+    gpu = arguments.gpu
     try:
         config = load_config()
         if gpu:
@@ -195,9 +199,14 @@ def main() -> None:
             speed, side_by_side = calibrate(config), workers(config)
             basis = f"measured here: {speed / 1e9:.0f} GFLOP/s a run, {side_by_side} side by side"
         table = forecast(config, speed, side_by_side)
+        if arguments.save:
+            minutes = (60 * table["hours"]).round(1).to_dict()
+            said = {"flops_per_second": round(speed), "side_by_side": side_by_side}
+            with atomic_write(Paths(config.profile).results / "forecast.json") as temporary:
+                temporary.write_text(json.dumps(said | {"minutes": minutes}, indent=1) + "\n")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(table.to_markdown())
+    print(table.round(2).to_markdown())
     hours = table.loc["all", "hours"]
     spent = f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.0f} minutes"
     print(f"\nForecast for profile {config.profile}: {spent} of training and evaluation ({basis}).")

@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from adapterfusion import claims, comparisons, findings, tables
+from adapterfusion import claims, comparisons, facts, findings, tables
 from adapterfusion.bundled import transfer_graph
 from adapterfusion.config import Config, load_config
 from adapterfusion.launch import workers
@@ -86,6 +86,10 @@ counts as higher or lower after Holm's correction over the targets.</p>
 <p class="note">Means per run, on {{ devices }}. Peak memory is that of the process, which may have
 trained other runs before.</p>
 {{ figure("evaluation/cost") }}
+<h2>What it was expected to cost</h2>
+<div class="scroll">{{ forecast }}</div>
+<p class="note">Minutes of the whole machine, runs side by side. The forecast was made before training,
+from arithmetic and a few seconds of calibration (<code>python -m adapterfusion.forecast</code>).</p>
 <h2>Deviations from the paper</h2>
 {{ deviations }}
 <h2>Where the numbers come from</h2>
@@ -143,7 +147,7 @@ def build(config: Config) -> str:
         config, findings.pairs(config), without=("mrpc", "rte", "cb")
     )
     graph = transfer_graph() if config.data.source == "bundled" else {}
-    hours = sum(r["seconds"]["train"] + r["seconds"]["evaluation"] for r in _each_run(records))
+    hours = sum(r["seconds"]["train"] + r["seconds"]["evaluation"] for r in facts.each_run(records))
 
     def figure(name: str) -> str:
         """A figure with its title, or nothing where this profile has none."""
@@ -173,8 +177,9 @@ def build(config: Config) -> str:
         claims_summary=_paragraphs(claims.summary(ledger)),
         controls=_html(findings.control_table(config)) if config.controls else "",
         figure=figure,
-        costs=_html(tables.cost_table(records)),
-        deviations=_paragraphs(tables.deviations(config, records)),
+        costs=_html(facts.cost_table(records)),
+        forecast=_html(facts.forecast_table(config).rename_axis("method")),
+        deviations=_paragraphs(facts.deviations(config, records)),
         failures=findings.failures(summary),
         backbone=summary["backbone"],
         hours=f"{hours / 3600:.2f}",
@@ -183,11 +188,6 @@ def build(config: Config) -> str:
         ),
         target=config.targets[0],
     )
-
-
-def _each_run(records: list[dict]) -> list[dict]:
-    """Every run once: a joint run has a record for each of its tasks."""
-    return list({(r["method"], r["seed"], "joint" in r or r["task"]): r for r in records}.values())
 
 
 def time_spent(config: Config, started: float) -> str:
