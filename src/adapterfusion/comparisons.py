@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from adapterfusion.config import Config
-from adapterfusion.findings import difference
 from adapterfusion.plans import tasks_of, title
+from adapterfusion.runs import difference
 from adapterfusion.stats import LEVEL, bootstrap, holm, paired_p, wilcoxon
 from adapterfusion.tables import protocols
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from adapterfusion.config import Config
-from adapterfusion.findings import difference
 from adapterfusion.paper import TITLES, train_rows, wide
 from adapterfusion.paths import Paths
+from adapterfusion.runs import difference
 from adapterfusion.stats import Interval
 from adapterfusion.tables import protocols
 

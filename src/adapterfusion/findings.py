@@ -5,65 +5,52 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from adapterfusion import comparisons
 from adapterfusion.config import Config
 from adapterfusion.methods import CONTROLS, LOW_RESOURCE, METHODS, low_resource, method
 from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import absent, tasks_of
-from adapterfusion.runs import correctness, load_runs
-from adapterfusion.stats import Interval, bootstrap
+from adapterfusion.runs import correctness, difference, load_runs
+from adapterfusion.stats import bootstrap
 from adapterfusion.tables import protocols, scores, write_tables
 
 
-def difference(config: Config, a: str, b: str, task: str, protocol: str) -> np.ndarray:
-    """Method a right minus method b right: [seeds, rows], paired by seed and dev row."""
-    right_a = correctness(config, a, task, protocol).astype(float)
-    return right_a - correctness(config, b, task, protocol)
-
-
-def paired_table(
-    config: Config, a: str, b: str, protocol: str | None = None
-) -> tuple[pd.DataFrame, dict[str, Interval]]:
-    """Method a against method b on every target: difference in points, interval, verdict.
-
-    protocol: the first that the configuration has, unless named.
-    """
-    protocol = protocol or protocols(config)[0]
-    differences = {t: difference(config, a, b, t, protocol) for t in tasks_of(config, "fusion_st")}
-    intervals = {t: bootstrap([d]) for t, d in differences.items()}
-    intervals["mean"] = bootstrap(list(differences.values()))
-    table = pd.DataFrame(
-        [
-            {
-                "task": task,
-                "seeds": differences[task].shape[0] if task in differences else "",
-                "dev rows": differences[task].shape[1] if task in differences else "",
-                "difference": f"{i.mean:+.2f}",
-                "95 % interval": f"[{i.low:+.2f}, {i.high:+.2f}]",
-                "verdict": i.verdict,
-            }
-            for task, i in intervals.items()
-        ]
-    )
-    return table.set_index("task"), intervals
+def paired_table(config: Config, a: str, b: str) -> pd.DataFrame:
+    """Method a against method b on every target: difference in points, interval, p, verdict."""
+    of = comparisons.differences(config, a, b)
+    table, mean = comparisons.per_task(of), bootstrap(list(of.values()))
+    shown = pd.DataFrame(
+        {
+            "seeds": [d.shape[0] for d in of.values()],
+            "dev rows": [d.shape[1] for d in of.values()],
+            "difference": table["difference"].map("{:+.2f}".format),
+            "95 % interval": table["low"].map("[{:+.2f}, ".format)
+            + table["high"].map("{:+.2f}]".format),
+            "p (Holm)": table["p_holm"].map("{:.3f}".format),
+            "verdict": table["verdict"],
+        }
+    ).astype(object)
+    interval = f"[{mean.low:+.2f}, {mean.high:+.2f}]"
+    shown.loc["mean"] = ["", "", f"{mean.mean:+.2f}", interval, "", mean.verdict]
+    return shown
 
 
 def verdict(config: Config) -> str:
     """The study's answer in a few markdown lines: fusion against ST-A and against full fine-tuning."""
     lines = []
     for other in ("st_adapter", "full"):
-        _, intervals = paired_table(config, "fusion_st", other)
-        mean = intervals.pop("mean")
-        counts = {v: 0 for v in ("higher", "lower", "not distinguishable")}
-        for interval in intervals.values():
-            counts[interval.verdict] += 1
+        of = comparisons.differences(config, "fusion_st", other)
+        mean, verdicts = bootstrap(list(of.values())), comparisons.per_task(of)["verdict"]
+        higher, lower, neither = ((verdicts == v).sum() for v in comparisons.VERDICTS)
         lines.append(
             f"- **Fusion of ST-A against {METHODS[other].title}**: {mean} points of accuracy on the "
-            f"mean of {len(intervals)} targets ({mean.verdict}); higher on {counts['higher']}, lower "
-            f"on {counts['lower']}, not distinguishable on {counts['not distinguishable']}."
+            f"mean of {len(of)} targets ({mean.verdict}); higher on {higher}, lower on {lower}, not "
+            f"distinguishable on {neither}."
         )
     lines.append(
-        "\nIntervals are 95 % bootstrap intervals that resample seeds and dev rows within each task. "
-        "They say nothing about other tasks or backbones."
+        "\nIntervals are 95 % bootstrap intervals that resample seeds and dev rows within each task; a "
+        "single target counts as higher or lower after Holm's correction over the targets. They say "
+        "nothing about other tasks or backbones."
     )
     return "\n".join(lines)
 
@@ -72,7 +59,7 @@ def write(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Write all tables and the verdict of the evaluation; returns the summary."""
     summary = write_tables(config, records)
     folder = Paths(config.profile).tables
-    paired, _ = paired_table(config, "fusion_st", "st_adapter")
+    paired = paired_table(config, "fusion_st", "st_adapter")
     texts = {"verdict.md": verdict(config) + "\n", "fusion_against_st_adapter.csv": paired.to_csv()}
     for name, text in texts.items():
         with atomic_write(folder / name) as temporary:

@@ -142,7 +142,7 @@ def build(config: Config) -> str:
     records = load_runs(config)
     summary = json.loads((paths.results / "summary.json").read_text())
     ledger = claims.read(config)
-    paired, _ = findings.paired_table(config, "fusion_st", "st_adapter")
+    paired = findings.paired_table(config, "fusion_st", "st_adapter")
     pairs = comparisons.comparison_table(
         config, findings.pairs(config), without=("mrpc", "rte", "cb")
     )

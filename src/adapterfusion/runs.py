@@ -128,3 +128,9 @@ def correctness(config: Config, name: str, task: str, protocol: str) -> np.ndarr
         logits = np.array(table.column(f"logits_{protocol}").to_pylist())
         right.append(logits.argmax(axis=1) == table.column("label").to_numpy())
     return np.array(right)
+
+
+def difference(config: Config, a: str, b: str, task: str, protocol: str) -> np.ndarray:
+    """Method a right minus method b right: [seeds, rows], paired by seed and dev row."""
+    right_a = correctness(config, a, task, protocol).astype(float)
+    return right_a - correctness(config, b, task, protocol)

@@ -1,6 +1,6 @@
 """The kinds of test that compare accuracy: a difference of two methods, and where it is larger.
 
-Differences are points of accuracy, paired by seed and dev row (`findings.difference`), with their
+Differences are points of accuracy, paired by seed and dev row (`runs.difference`), with their
 bootstrap intervals. `in_paper` gives what the paper's Table 1 has for the same question.
 """
 

@@ -121,7 +121,7 @@ def cost(
         axis.grid(color="#E5E5E5", lw=0.6)
         axis.set_axisbelow(True)
     for axis in panels[::2]:
-        axis.set_ylabel("mean dev accuracy, %")
+        axis.set_ylabel(f"mean of {len(shared)} targets, %")
     _legend(figure, {title(m): _look(m) for m in methods}, 3, mec="black", mew=0.5, ms=7)
     return figure, table
 
