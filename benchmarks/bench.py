@@ -1,6 +1,6 @@
 """AdapterFusion side by side: ours, the `adapters` library and PEFT, alternating in one run.
 
-    python benchmarks/bench.py [--quick] [--again] [--only TEXT] [--threads N]
+    python benchmarks/bench.py [--quick] [--again] [--compile] [--only TEXT] [--threads N]
 
 Each model lives in a process of its own (`worker.py`), and they take turns, one step each, so that
 a busy machine slows all of them alike; ratios are taken within a turn. A group of models that are
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,15 @@ class Group:
     models: tuple[Model, ...] = field(repr=False)
     turns: int = 3
     seconds: float = 240
+    compile: bool = False
 
     @property
     def key(self) -> str:
-        shape = f"{self.rows}x{self.tokens}"
-        return f"{self.backbone} {self.mode} {shape} {self.precision} {self.what}"
+        shape, compiled = f"{self.rows}x{self.tokens}", "+compile" if self.compile else ""
+        return f"{self.backbone} {self.mode} {shape} {self.precision}{compiled} {self.what}"
 
     def case(self, model: Model) -> dict[str, Any]:
-        names = ("backbone", "mode", "rows", "tokens", "precision")
+        names = ("backbone", "mode", "rows", "tokens", "precision", "compile")
         return {name: getattr(self, name) for name in names} | asdict(model)
 
 
@@ -288,6 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="MiniLM sizes, few groups: minutes")
     parser.add_argument("--again", action="store_true", help="measure what is there already, too")
+    parser.add_argument("--compile", action="store_true", help="all models by torch.compile")
     parser.add_argument("--only", default="", metavar="TEXT", help="groups whose name holds TEXT")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -297,7 +299,8 @@ def main() -> None:
     path = HERE / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     stored = json.loads(path.read_text()) if path.is_file() else {"device": device, "groups": {}}
-    chosen = [g for g in groups(args.quick) if args.only in g.key]
+    chosen = [replace(g, compile=args.compile) for g in groups(args.quick)]
+    chosen = [g for g in chosen if args.only in g.key]
     for i, one in enumerate(chosen):
         if one.key in stored["groups"] and not args.again:
             continue

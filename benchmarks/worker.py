@@ -133,6 +133,8 @@ class Stepper:
         self.case = case
         self.model, self.logits, self.penalty = BUILDERS[library](case)
         self.model.to(DEVICE).train(case["mode"] == "train")
+        if case["compile"]:
+            self.model.compile()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         if case["mode"] == "train":
             self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
