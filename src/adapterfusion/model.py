@@ -145,7 +145,8 @@ class TaskModel(Trained):
             return
         block = self.backbone.encoder.layer[-1].attention.output
         handle = block.register_forward_pre_hook(
-            lambda _module, states: tuple(state[:, :1] for state in states)
+            # contiguous: PyTorch multiplies a strided slice by a copy of the matrix for each row
+            lambda _module, states: tuple(state[:, :1].contiguous() for state in states)
         )
         try:
             yield

@@ -232,6 +232,7 @@ def main() -> None:
         config = load_config()
         torch.set_num_threads(os.cpu_count() or 1)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
         planner = Planner(config)
         with timed("probes"):
             for name, (probe, columns) in PROBES.items():

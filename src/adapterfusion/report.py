@@ -193,18 +193,28 @@ def build(config: Config) -> str:
 def time_spent(config: Config, started: float) -> str:
     """How much of the time since `started` (seconds since the epoch) went into training and evaluation.
 
-    Only runs whose record was written since then count; the rest of the time is DVC, kernels, imports,
-    data, and workers that had to wait for each other.
+    Runs count whose record was written since then, and the probes, which evaluate trained models; the
+    rest of the time is DVC, kernels, imports, data, and workers that had to wait for each other.
     """
     wall = time.time() - started
-    fresh = [r for r in Planner(config).records() if r.stat().st_mtime > started]
-    seconds = [json.loads(path.read_text())["seconds"] for path in fresh]
+    planner = Planner(config)
+    study = set(planner.records())
+    every = planner.paths.scratch.glob(
+        "*/run.json"
+    )  # the own-task notebook trains some, one by one
+    fresh = [path for path in every if path.stat().st_mtime > started]
     if not fresh:
         return "Nothing had to be trained."
-    busy = sum(s["train"] + s["evaluation"] for s in seconds) / workers(config)
+    busy = 0.0
+    for path in fresh:
+        seconds = json.loads(path.read_text())["seconds"]
+        busy += (seconds["train"] + seconds["evaluation"]) / (
+            workers(config) if path in study else 1
+        )
     columns = ["ended", "stage", "seconds"]
     stages = pd.read_csv(find_root() / "build" / "stages.csv", names=columns)
     stages = stages[stages["ended"] > started].groupby("stage", sort=False)["seconds"]
+    busy += stages.sum().get("probes", 0.0)
     table = stages.agg(["count", "sum"]).rename(columns={"count": "times", "sum": "seconds"})
     table.loc["data, DVC, imports"] = [0, wall - table["seconds"].sum()]
     table["times"] = table["times"].astype(int)

@@ -102,6 +102,8 @@ class Run:
         keep_freed_memory()
         torch.set_num_threads(spec.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # a debugging aid of that mode: filling what is about to be written takes a sixth of a step
+        torch.utils.deterministic.fill_uninitialized_memory = False
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train many runs
         mixed = "bf16" if spec.precision == "bfloat16" else "no"
         self.accelerator = Accelerator(mixed_precision=mixed)
@@ -113,6 +115,7 @@ class Run:
         for name, task in self.tasks.items():
             joint = isinstance(self.model, JointModel)
             task.model = self.accelerator.prepare(self.model.tasks[name] if joint else self.model)
+        self.trained = list(self.model.trainable().values())
         groups = parameter_groups(self.model, spec.recipe.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=spec.recipe.learning_rate, fused=True)
         self.optimizer = self.accelerator.prepare(optimizer)
@@ -186,7 +189,7 @@ class Run:
             penalty = self.model.penalty() if start == 0 else None
             self.accelerator.backward(loss if penalty is None else loss + penalty)
             total += loss.item()
-        self.accelerator.clip_grad_norm_(self.model.trainable().values(), self.spec.clip_norm)
+        self.accelerator.clip_grad_norm_(self.trained, self.spec.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return total
