@@ -10,7 +10,7 @@ from adapterfusion.config import Config
 from adapterfusion.methods import METHODS, method, studied
 from adapterfusion.paths import Paths
 from adapterfusion.plans import absent
-from adapterfusion.runs import load_runs
+from adapterfusion.runs import each_run, load_runs
 from adapterfusion.tables import METRICS, data_notes
 
 
@@ -66,11 +66,6 @@ def seed_table(records: list[dict[str, Any]]) -> pd.DataFrame:
         rows.append(row)
     keys = [key for key, more in several.items() if more]
     return pd.DataFrame(rows).fillna("").set_index([*keys, "seed"])
-
-
-def each_run(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every run once: a joint run has a record for each of its tasks."""
-    return list({(r["method"], r["seed"], "joint" in r or r["task"]): r for r in records}.values())
 
 
 def cost_table(records: list[dict[str, Any]]) -> pd.DataFrame:

@@ -69,7 +69,7 @@ def write(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def failures(summary: dict[str, Any]) -> str:
     """Runs that diverged or collapsed to one class, by name."""
-    text = f"{summary['runs']} runs. "
+    text = f"{summary['runs']} runs of the methods in the tables. "
     for key, what in (("failed", "diverged"), ("degenerate", "predict one class throughout")):
         names = summary[key]
         text += f"{len(names)} {what}" + (f": {', '.join(names)}. " if names else ". ")

@@ -20,7 +20,7 @@ from adapterfusion.config import Config, load_config
 from adapterfusion.launch import workers
 from adapterfusion.paths import Paths, atomic_write, find_root
 from adapterfusion.plans import Planner
-from adapterfusion.runs import load_runs
+from adapterfusion.runs import each_run, load_runs
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -147,7 +147,7 @@ def build(config: Config) -> str:
         config, findings.pairs(config), without=("mrpc", "rte", "cb")
     )
     graph = transfer_graph() if config.data.source == "bundled" else {}
-    hours = sum(r["seconds"]["train"] + r["seconds"]["evaluation"] for r in facts.each_run(records))
+    hours = sum(r["seconds"]["train"] + r["seconds"]["evaluation"] for r in each_run(records))
 
     def figure(name: str) -> str:
         """A figure with its title, or nothing where this profile has none."""

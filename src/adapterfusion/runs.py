@@ -114,6 +114,11 @@ def load_runs(config: Config, name: str | None = None) -> list[dict[str, Any]]:
     ]
 
 
+def each_run(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every run once: a joint run has a record for each of its tasks."""
+    return list({(r["method"], r["seed"], "joint" in r or r["task"]): r for r in records}.values())
+
+
 def correctness(config: Config, name: str, task: str, protocol: str) -> np.ndarray:
     """Whether each dev row was answered rightly, for each seed: bool [seeds, rows]"""
     row, paths = method(name), Paths(config.profile)

@@ -12,6 +12,7 @@ from adapterfusion.config import Config
 from adapterfusion.methods import METHODS
 from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import absent, tasks_of
+from adapterfusion.runs import each_run
 
 PROTOCOLS = {
     "held_out": "epoch chosen on a part of train that was held out, reported on dev",
@@ -100,7 +101,7 @@ def summary(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
             for task in config.tasks
             if task in first
         },
-        "runs": len(records),
+        "runs": len(each_run(records)),
         "failed": [
             f"{r['method']}/{r['task']}/seed{r['seed']}"
             for r in records
