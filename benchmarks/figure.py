@@ -42,8 +42,8 @@ def draw(stored: dict[str, Any], path: Path) -> None:
     groups = stored["groups"]
     backbone = "bert-base" if any(key.startswith("bert-base") for key in groups) else "minilm"
     panels = [
-        ("train", "seconds", "training step ÷ full fine-tuning"),
-        ("infer", "seconds", "inference ÷ plain backbone"),
+        ("train", "seconds", "training step ÷ our full fine-tuning"),
+        ("infer", "seconds", "inference ÷ our plain backbone"),
         ("train", "saved_mib", "saved activations, MiB"),
     ]
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.2), layout="constrained")
