@@ -7,6 +7,7 @@ python -m adapterfusion.report --print    # name the report and print the main t
 import argparse
 import base64
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -33,14 +34,15 @@ TEMPLATE = """<!doctype html>
   h1, h2 { font-family: system-ui, sans-serif; line-height: 1.2; }
   h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
   .scroll { overflow-x: auto; }
-  table { border-collapse: collapse; font: 14px/1.4 system-ui, sans-serif; }
-  th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
+  table { border-collapse: collapse; font: 13px/1.35 system-ui, sans-serif; }
+  th, td { padding: .25rem .5rem; text-align: right; white-space: nowrap; }
+  th { white-space: normal; vertical-align: bottom; }
   th:first-child, td:first-child { text-align: left; }
+  td small { color: #555; }
   thead th { border-bottom: 2px solid #1a1a1a; }
-  tbody tr:last-child td, tbody tr:last-child th { border-top: 1px solid #1a1a1a; }
+  .total tbody tr:last-child td { border-top: 1px solid #1a1a1a; }
   .claims td { white-space: normal; text-align: left; vertical-align: top; min-width: 6rem; }
   .claims td:nth-child(2) { min-width: 18rem; }
-  .rerun tr:last-child td { border-top: 0; }
   .rerun td, .rerun th { text-align: left; }
   .note { font-size: .9rem; color: #555; }
   img { max-width: 100%; height: auto; }
@@ -56,7 +58,7 @@ backbone may change? Fusion learns, for each layer and token, which adapters to 
 {{ graph }}
 {% for protocol, text, table in tables %}
 <h2>Accuracy, {{ protocol }} protocol</h2>
-<div class="scroll">{{ table }}</div>
+<div class="scroll total">{{ table }}</div>
 <p class="note">{{ text }}</p>
 {% endfor %}
 {{ figure("evaluation/relative_to_full") }}
@@ -65,7 +67,7 @@ backbone may change? Fusion learns, for each layer and token, which adapters to 
 <p class="note">Points of accuracy, paired by seed and dev row, with 95 % bootstrap intervals; a target
 counts as higher or lower after Holm's correction over the targets.</p>
 <h2>Fusion against the single adapter, target by target</h2>
-<div class="scroll">{{ paired }}</div>
+<div class="scroll total">{{ paired }}</div>
 {{ figure("evaluation/ranks") }}
 <h2>The paper's claims</h2>
 {{ claims_summary }}
@@ -87,7 +89,7 @@ counts as higher or lower after Holm's correction over the targets.</p>
 trained other runs before.</p>
 {{ figure("evaluation/cost") }}
 <h2>What it was expected to cost</h2>
-<div class="scroll">{{ forecast }}</div>
+<div class="scroll total">{{ forecast }}</div>
 <p class="note">Minutes of the whole machine, runs side by side. The forecast was made before training,
 from arithmetic and a few seconds of calibration (<code>python -m adapterfusion.forecast</code>).</p>
 <h2>Deviations from the paper</h2>
@@ -123,6 +125,11 @@ TITLES = {
 
 def _html(table: pd.DataFrame) -> str:
     return table.reset_index().to_html(index=False, border=0, escape=True)
+
+
+def _stacked(table: str) -> str:
+    """Spreads below their means, so that all methods fit on the page."""
+    return re.sub(r" ± ([\d.]+)", r"<br><small>± \1</small>", table)
 
 
 def _paragraphs(markdown: str) -> str:
@@ -167,7 +174,7 @@ def build(config: Config) -> str:
             (
                 protocol.replace("_", "-"),
                 tables.caption(config, records, protocol),
-                _html(tables.main_table(config, records, protocol)),
+                _stacked(_html(tables.main_table(config, records, protocol))),
             )
             for protocol in tables.protocols(config)
         ],
