@@ -179,19 +179,22 @@ def _replacing(target: Path) -> Iterator[Path]:
         )
 
 
-def _note_absence(spec: TaskSpec, target: Path) -> None:
+def _note_absence(spec: TaskSpec, target: Path) -> str:
     """An info.json that says `absent` and why, for stages that go on without the task."""
     if read_info(target) is None:
         about = {"task": spec.name, "title": spec.title, "group": spec.group}
         with _replacing(target) as folder:
             _write_json(about | {"absent": spec.manual}, folder / "info.json")
-    print(f"{spec.name}: absent. {spec.manual}")
+    return f"{spec.name}: absent. {spec.manual}"
 
 
-def prepare(task: str, config: Config) -> None:
+def prepare(task: str, config: Config) -> str:
     """Write the prepared form of one task, unless it is there already and nothing has changed.
 
     A task that only a person may fetch, and nobody has, gets an info.json with the key `absent`.
+
+    Returns:
+        what there was to do, in a line.
 
     Raises:
         TaskError, ConfigError, BackboneError: naming what is wrong; what was prepared stays.
@@ -207,8 +210,7 @@ def prepare(task: str, config: Config) -> None:
     info = _describe(spec, located, config)
     present = read_info(target)
     if present and present["fingerprint"] == info["fingerprint"]:
-        print(f"{task}: unchanged, {_summary(present)}")
-        return
+        return f"{task}: unchanged, {_summary(present)}"
     splits, capped = divide(read(spec, located), task, config)
     official = {split: file.official for split, file in located.files.items()}
     info["official_split"] = {
@@ -224,7 +226,7 @@ def prepare(task: str, config: Config) -> None:
         for key in ("rows", "truncated"):
             info[key] = {name: split[key] for name, split in info["splits"].items()}
         _write_json(info, folder / "info.json")
-    print(f"{task}: prepared, {_summary(info)}")
+    return f"{task}: prepared, {_summary(info)}"
 
 
 def _summary(info: dict[str, Any]) -> str:
@@ -285,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config()
         if options.command == "prepare":
             for task in options.tasks:
-                prepare(task, config)
+                print(prepare(task, config))
         else:
             print(f"profile {config.profile}, data.source {config.data.source}")
             print(overview(config))

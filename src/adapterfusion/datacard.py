@@ -73,7 +73,8 @@ def balance(config: Config) -> pd.DataFrame:
             )
         row["majority on dev, %"] = f"{100 * dev[train.argmax()] / dev.sum():.1f}"
         rows.append(row)
-    return pd.DataFrame(rows).set_index("task").fillna("")
+    table = pd.DataFrame(rows).set_index("task").fillna("")
+    return table[sorted(table, key=lambda name: not name.startswith("label"))]
 
 
 def lengths(config: Config) -> tuple[Figure, pd.DataFrame]:
