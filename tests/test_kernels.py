@@ -234,7 +234,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         kind: int(subprocess.run([sys.executable, "-c", code, kind], capture_output=True).stdout)
         for kind in ("kept", "given back")
     }
-    assert faults["kept"] < faults["given back"] / 10
+    # what is given back comes as some 20 000 small pages, or few huge ones, as the system likes
+    assert faults["kept"] <= min(100, faults["given back"])
 
 
 # ---- the context

@@ -11,7 +11,12 @@ from adapterfusion.runs import load_runs
 
 ROOT = Path(__file__).parents[1]
 PROFILES = [p.stem for p in sorted((ROOT / "profiles").glob("*.yaml"))]
-COMMITTED = [p for p in PROFILES if (ROOT / "results" / p / "summary.json").is_file()]
+IGNORED = (ROOT / ".gitignore").read_text()
+COMMITTED = [
+    p
+    for p in PROFILES
+    if (ROOT / "results" / p / "summary.json").is_file() and f"/results/{p}/\n" not in IGNORED
+]
 
 
 @pytest.fixture(params=COMMITTED)
