@@ -158,7 +158,6 @@ def test_an_interruption_before_the_first_epoch_ends_starts_again(make_spec, tmp
 
 
 def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(make_spec, tmp_path, monkeypatch):
-    spec = make_spec(recipe=Recipe(5e-3, epochs=3, patience=3))
     whole, calls = torch.save, []
 
     def save(values, path):

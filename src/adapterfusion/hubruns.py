@@ -3,8 +3,9 @@
     python -m adapterfusion.hubruns export RUN OUT --backbone FOLDER --backbone-name ID
     python -m adapterfusion.hubruns import FOLDER OUT --backbone FOLDER [--backbone-name ID]
 
-RUN is a folder of the run store, or one of results/<profile>/runs that holds a run.json. OUT of an import
-is a model.safetensors that can stand where an adapter run's weights are read: as a fusion's source.
+RUN is a folder of the run store, or one of results/<profile>/runs that holds a run.json. OUT of an
+import is a model.safetensors that can stand where an adapter run's weights are read: as a fusion's
+source.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def export_run(run: Path, out: Path, backbone_folder: Path, backbone_name: str) 
         config = build(FusionConfig, identity["fusion"], "config.fusion", str(where))
         if config.variant not in VARIANTS or config.drop_last or config.random_others:
             problem = "a control of the study, which the library has no form for"
-            refuse(where, "config.fusion", problem, f"Export a fusion that is {VARIANTS}.")
+            refuse(where, "config.fusion", problem, f"Export one that is {' or '.join(VARIANTS)}.")
         fusion = TaskFusion(size.hidden_size, size.num_hidden_layers, config)
         adapters = record["attention"]["adapters"]
         name = ",".join(adapters)

@@ -206,18 +206,15 @@ def time_spent(config: Config, started: float) -> str:
     wall = time.time() - started
     planner = Planner(config)
     study = set(planner.records())
-    every = planner.paths.scratch.glob(
-        "*/run.json"
-    )  # the own-task notebook trains some, one by one
+    every = planner.paths.scratch.glob("*/run.json")
     fresh = [path for path in every if path.stat().st_mtime > started]
     if not fresh:
         return "Nothing had to be trained."
     busy = 0.0
     for path in fresh:
         seconds = json.loads(path.read_text())["seconds"]
-        busy += (seconds["train"] + seconds["evaluation"]) / (
-            workers(config) if path in study else 1
-        )
+        beside = workers(config) if path in study else 1  # the own-task notebook's, one by one
+        busy += (seconds["train"] + seconds["evaluation"]) / beside
     columns = ["ended", "stage", "seconds"]
     stages = pd.read_csv(find_root() / "build" / "stages.csv", names=columns)
     stages = stages[stages["ended"] > started].groupby("stage", sort=False)["seconds"]

@@ -83,20 +83,22 @@ def cost(
 
     def inference(r: dict[str, Any]) -> float:
         rows = sum(n for split, n in r["data"]["rows"].items() if split != "train")
-        per_epoch = r["seconds"]["evaluation"] / len(r["epochs"]) / len(r.get("joint", [r["task"]]))
+        per_epoch = r["seconds"]["evaluation"] / len(r["epochs"])
         return float("nan") if r["method"] == "head" else 1000 * per_epoch / rows
 
-    share = [len(r.get("joint", [r["task"]])) for r in records]
     costs = pd.DataFrame(
         {
             "method": [r["method"] for r in records],
             "task": [r["task"] for r in records],
             "trained": [r["parameters"]["trainable"] for r in records],
-            "stored": [r["parameters"]["stored"] / n for r, n in zip(records, share, strict=True)],
-            "seconds": [r["seconds"]["train"] / n for r, n in zip(records, share, strict=True)],
+            "stored": [r["parameters"]["stored"] for r in records],
+            "seconds": [r["seconds"]["train"] for r in records],
             "inference": [inference(r) for r in records],
         }
     )
+    shared_by = pd.Series([len(r.get("joint", [r["task"]])) for r in records])
+    of_a_joint_run = ["stored", "seconds", "inference"]
+    costs[of_a_joint_run] = costs[of_a_joint_run].div(shared_by, axis=0)
     accuracy = scores(records).query("metric == 'accuracy' and protocol == @protocol")
     means = costs.groupby(["method", "task"]).mean()
     means["accuracy"] = accuracy.groupby(["method", "task"])["score"].mean()
