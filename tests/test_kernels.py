@@ -242,6 +242,29 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults("kept") < faults("given back") / 10
 
 
+def test_what_an_earlier_run_left_is_given_back_at_the_next_ones_start():
+    code = """
+import torch
+from adapterfusion.kernels import keep_freed_memory
+
+def resident_mib():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * 4096 / 2**20
+
+keep_freed_memory()
+before = resident_mib()
+tensors = [torch.ones(2**20) for _ in range(100)]
+del tensors
+kept = resident_mib() - before
+keep_freed_memory()
+print(kept, resident_mib() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    kept, left = map(float, done.stdout.split())
+    assert kept > 300  # of 400
+    assert left < 100
+
+
 # ---- the context
 
 

@@ -27,6 +27,15 @@ def staged(folder, stage: str) -> TaskModel:
     return model.eval()
 
 
+def test_a_backbone_is_read_once_and_each_caller_has_its_own(bert, monkeypatch):
+    first = load_backbone(bert.path)
+    with torch.no_grad():
+        first.embeddings.word_embeddings.weight.zero_()
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", None)
+    second = load_backbone(bert.path)
+    assert second.embeddings.word_embeddings.weight.any()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_encoding_equals_the_whole_backbone_in_value_and_gradient(saved, stage):
     model = staged(saved.path, stage)

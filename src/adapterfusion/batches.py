@@ -1,18 +1,20 @@
-"""Prepared splits as padded batches: read with pyarrow, bucketed by length, in an order of their own.
+"""Prepared tasks as padded batches: read with pyarrow, bucketed by length, in an order of their own.
 
 The order of an epoch depends on seed and epoch alone, so a run that was killed and goes on sees
 the very batches it would have seen.
 """
 
 import itertools
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 POOL = 32  # batches whose rows are sorted by length together
 
@@ -73,6 +75,31 @@ def load_split(path: Path) -> Split:
         token_type_ids=ragged("token_type_ids"),
         lengths=np.array([max(map(len, row)) for row in input_ids], dtype=np.int64),
     )
+
+
+@dataclass
+class Task:
+    """One task of a run: what its info.json says, its splits, and the model that answers it.
+
+    features: what a frozen backbone says of each split, when only the head is trained.
+    """
+
+    info: dict[str, Any]
+    splits: dict[str, Split]
+    model: nn.Module | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+def load_task(folder: Path, rows: int | None, seed: int) -> Task:
+    """A prepared task; with `rows`, so many training rows and the like share of validation."""
+    info = json.loads((folder / "info.json").read_text())
+    names = [n for n in ("train", "validation", "dev") if (folder / f"{n}.parquet").is_file()]
+    splits = {name: load_split(folder / f"{name}.parquet") for name in names}
+    if rows is not None:
+        share = min(1.0, rows / len(splits["train"]))
+        for name in set(names) - {"dev"}:
+            splits[name] = splits[name].sample(max(2, round(share * len(splits[name]))), seed)
+    return Task(info, splits)
 
 
 def collate(split: Split, rows: np.ndarray, pad_id: int) -> dict[str, Tensor]:

@@ -183,16 +183,24 @@ def mkl_holds_back() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what one step frees for the next, for the rest of this process.
+    """Let glibc keep what one step frees for the next, but give back what earlier runs left.
 
     By default it hands large blocks back and gets them anew, page by page: 100 000 page faults a
     step at the size of BERT-base, a tenth of its time. Elsewhere than in glibc this does nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.malloc_trim(0)
+
+
+def same_from_run_to_run() -> None:
+    """Let PyTorch choose algorithms that give the same bits again, for the rest of this process."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # a debugging aid of that mode, which touches all memory once more: nothing reads it unwritten
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def cpu_kernels(device: torch.device) -> AbstractContextManager:

@@ -7,6 +7,7 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,14 +20,22 @@ from adapterfusion.inject import inject_adapter, inject_fusion
 from adapterfusion.kernels import cpu_kernels
 
 
-def load_backbone(folder: Path) -> nn.Module:
-    """The encoder in float32 without a pooler: the head reads the first token's last state."""
+@lru_cache(maxsize=1)
+def _read_backbone(folder: Path) -> nn.Module:
     # the unused pooler would be announced, with a progress bar, at every load
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers.AutoModel.from_pretrained(
         folder, dtype=torch.float32, add_pooling_layer=False
     )
+
+
+def load_backbone(folder: Path) -> nn.Module:
+    """The encoder in float32 without a pooler: the head reads the first token's last state.
+
+    A copy: a process that trains many runs reads the same folder once.
+    """
+    return copy.deepcopy(_read_backbone(folder))
 
 
 class Head(nn.Sequential):

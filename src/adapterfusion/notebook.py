@@ -18,13 +18,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import nbformat
-from nbformat import NotebookNode
+# jsonschema, which nbformat checks notebooks with, would parse a grammar of URLs at its import: more
+# than half of the time a notebook's runner takes to start, for a format that no notebook uses
+sys.modules.setdefault("rfc3987_syntax", None)
 
-from adapterfusion.config import load_config
-from adapterfusion.paths import Paths, atomic_write, find_root
-from adapterfusion.plans import absent
-from adapterfusion.progress import PROGRESS, timed
+import nbformat  # noqa: E402
+from nbformat import NotebookNode  # noqa: E402
+
+from adapterfusion.config import load_config  # noqa: E402
+from adapterfusion.paths import Paths, atomic_write, find_root  # noqa: E402
+from adapterfusion.plans import absent  # noqa: E402
+from adapterfusion.progress import PROGRESS, timed  # noqa: E402
 
 # Folders under runs/ and weights/ that a notebook's stage leaves behind, empty where nothing was run.
 FOLDERS = {

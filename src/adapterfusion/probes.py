@@ -29,6 +29,7 @@ from adapterfusion.bundled import transfer_graph, words
 from adapterfusion.config import Config, load_config
 from adapterfusion.evaluate import EVALUATION_ROWS, mean_attention, predict
 from adapterfusion.fusion import FusedAdapters, record_attention
+from adapterfusion.kernels import same_from_run_to_run
 from adapterfusion.metrics import score
 from adapterfusion.model import TaskModel
 from adapterfusion.paths import Paths, atomic_write
@@ -231,8 +232,7 @@ def main() -> None:
     try:
         config = load_config()
         torch.set_num_threads(os.cpu_count() or 1)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        same_from_run_to_run()
         planner = Planner(config)
         with timed("probes"):
             for name, (probe, columns) in PROBES.items():

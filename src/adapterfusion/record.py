@@ -1,5 +1,6 @@
 """run.json: what a finished run says of itself. Tables and figures are functions of these records."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,9 @@ def describe(run: "Run", frozen_sha256: str, resumed: bool, seconds: float) -> d
         {key: epoch[key] for key in ("train_loss", "train_seconds", "evaluation_seconds")}
         for epoch in history
     ]
+    started = time.perf_counter()
+    attention = _attention(run)
+    attention_seconds = time.perf_counter() - started  # one more pass over dev
     tasks = {name: _task(run, name) for name in run.tasks}
     if spec.task in tasks:
         content = tasks[spec.task]
@@ -73,8 +77,10 @@ def describe(run: "Run", frozen_sha256: str, resumed: bool, seconds: float) -> d
         "padding_share": round(padding_share(lengths, run.batches(0)), 4),
         "seconds": {
             "train": round(sum(e["train_seconds"] for e in history) + run.setup_seconds, 3),
-            "evaluation": round(sum(e["evaluation_seconds"] for e in history), 3),
-            "this_process": round(seconds + run.setup_seconds, 3),
+            "evaluation": round(
+                sum(e["evaluation_seconds"] for e in history) + attention_seconds, 3
+            ),
+            "this_process": round(seconds + run.setup_seconds + attention_seconds, 3),
         },
         "resumed": resumed,
         "peak_memory_mib": round(peak_memory_mib(device), 1),
@@ -82,5 +88,5 @@ def describe(run: "Run", frozen_sha256: str, resumed: bool, seconds: float) -> d
         "versions": versions(),
         "git": git_state(Path(__file__).parents[2]),
         "code_sha256": code_sha256(),
-        **_attention(run),
+        **attention,
     }

@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,7 @@ from adapterfusion.assemble import (
     hold_frozen_in_bfloat16,
     parameter_groups,
 )
-from adapterfusion.batches import (
-    Split,
-    collate,
-    joint_batches,
-    load_split,
-    training_batches,
-)
+from adapterfusion.batches import Task, collate, joint_batches, load_task, training_batches
 from adapterfusion.checkpoint import (
     State,
     load_checkpoint,
@@ -43,46 +36,23 @@ from adapterfusion.checkpoint import (
     write_weights,
 )
 from adapterfusion.evaluate import first_token_states, predict
-from adapterfusion.kernels import keep_freed_memory
+from adapterfusion.kernels import keep_freed_memory, same_from_run_to_run
 from adapterfusion.metrics import score
-from adapterfusion.model import JointModel, TaskModel
+from adapterfusion.model import JointModel
 from adapterfusion.paths import atomic_write
 from adapterfusion.progress import TrainingProgress
 from adapterfusion.record import describe
 from adapterfusion.spec import RunSpec, predictions_file
 
 # After a checkpoint the next one waits nine times as long as it took: large models, whose optimizer
-# states fill files of hundreds of MB, spend no more than a tenth of their time on writing.
+# states fill files of hundreds of MB, spend no more than a tenth of their time on writing. What the
+# first one will take is guessed from its size.
 SAVE_SHARE = 9
+BYTES_A_SECOND = 250e6
 
 
 class TrainingError(RuntimeError):
     """A run that must not be trusted: something frozen has moved, or the record is another run's."""
-
-
-@dataclass
-class Task:
-    """One task of a run: what its info.json says, its splits, and the model that answers it.
-
-    features: what a frozen backbone says of each split, when only the head is trained.
-    """
-
-    info: dict[str, Any]
-    splits: dict[str, Split]
-    model: TaskModel | None = None
-    features: dict[str, Tensor] = field(default_factory=dict)
-
-
-def load_task(folder: Path, rows: int | None, seed: int) -> Task:
-    """A prepared task; with `rows`, so many training rows and the like share of validation."""
-    info = json.loads((folder / "info.json").read_text())
-    names = [n for n in ("train", "validation", "dev") if (folder / f"{n}.parquet").is_file()]
-    splits = {name: load_split(folder / f"{name}.parquet") for name in names}
-    if rows is not None:
-        share = min(1.0, rows / len(splits["train"]))
-        for name in set(names) - {"dev"}:
-            splits[name] = splits[name].sample(max(2, round(share * len(splits[name]))), seed)
-    return Task(info, splits)
 
 
 class Run:
@@ -100,10 +70,8 @@ class Run:
             del self.rules["held_out"]
 
         keep_freed_memory()
+        same_from_run_to_run()
         torch.set_num_threads(spec.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # a debugging aid of that mode: filling what is about to be written takes a sixth of a step
-        torch.utils.deterministic.fill_uninitialized_memory = False
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train many runs
         mixed = "bf16" if spec.precision == "bfloat16" else "no"
         self.accelerator = Accelerator(mixed_precision=mixed)
@@ -253,7 +221,8 @@ class Run:
         """Epochs until the last one, until patience ends, or until the loss is not finite."""
         recipe, state = self.spec.recipe, self.state
         steps = len(self.batches(0))
-        next_save = 0.0
+        size = 4 * sum(p.nbytes for p in self.trained)  # weights, the best ones, and two moments
+        next_save = time.perf_counter() + SAVE_SHARE * size / BYTES_A_SECOND
         name = f"{self.spec.method} {self.spec.task} seed {self.spec.seed}"
         with TrainingProgress(name, recipe.epochs * steps, state.epoch * steps) as progress:
             while state.status == "running":
