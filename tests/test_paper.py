@@ -423,3 +423,26 @@ def test_nothing_is_compared_for_tasks_of_our_own():
     table, text = paper.comparison(config_of(), [record("full", "own", 1, 0.8)], REFERENCE)
     assert table.empty and "none of this profile's tasks is the paper's" in text
     assert isinstance(table, pd.DataFrame)
+
+
+# ---- what others measured
+
+
+def test_gains_elsewhere_stand_beside_the_papers(monkeypatch):
+    rows = np.repeat([1.0, 0.0], [5, 95])[None]  # five rows of a hundred gained, one seed
+    monkeypatch.setattr(paper, "differences", lambda config, a, b: {"rte": rows})
+    config = load_config(ROOT / "profiles" / "minilm.yaml")
+    table = paper.gains_elsewhere(config, ROOT)
+    printed, *reruns, ours = table.columns
+    assert len(table) == 16 and len(reruns) == 2
+    assert table.loc["rte", printed] == "+5.78"  # 76.82 - 71.04
+    assert table.loc["cb", reruns].tolist() == ["", "-2.50"]  # 82.32 - 84.82
+    assert ours.startswith("here, all-MiniLM-L6-v2")
+    assert table.loc["rte", ours].startswith("+5.00 [")
+    assert (table[ours] != "").sum() == 1
+
+
+def test_gains_elsewhere_of_other_tasks_have_no_column_of_ours(monkeypatch):
+    monkeypatch.setattr(paper, "differences", lambda config, a, b: {"kinds": np.zeros((1, 9))})
+    table = paper.gains_elsewhere(load_config(ROOT / "profiles" / "bundled.yaml"), ROOT)
+    assert not any(column.startswith("here") for column in table.columns)

@@ -1,12 +1,16 @@
 """What is committed under results/ and in README.md agrees with the run records beside it."""
 
+import html
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapterfusion import readme, tables
 from adapterfusion.config import load_config
+from adapterfusion.methods import METHODS
 from adapterfusion.runs import load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +46,45 @@ def test_readme_shows_the_results():
     kinds = {kind for kind, _ in readme.marked(ROOT)}
     assert kinds == set(readme.WRITERS), "README shows no results"
     assert readme.render(ROOT) == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def accuracies(config, method: str) -> dict[str, float]:
+    """target -> mean accuracy over seeds, in per cent, straight from the run records."""
+    found: dict[str, list[float]] = {}
+    for record in load_runs(config, method):
+        if record["task"] in config.targets:
+            score = record["metrics"]["held_out"]["accuracy"]
+            found.setdefault(record["task"], []).append(100 * score)
+    return {task: float(np.mean(values)) for task, values in found.items()}
+
+
+def test_accuracies_in_the_report_follow_from_run_records(profile):
+    config = load_config(ROOT / "profiles" / f"{profile}.yaml")
+    page = (ROOT / "results" / profile / "report.html").read_text(encoding="utf-8")
+    text = html.unescape(re.sub(r"<br>", " ", page))
+    text = re.sub(r"</?small>", "", text)
+    shown = re.findall(r"<td>(\d+\.\d\d) ± (\d+\.\d\d)</td>", text)
+    records = load_runs(config)
+    cells = {
+        cell
+        for protocol in tables.protocols(config)
+        for cell in tables.main_table(config, records, protocol).to_numpy().ravel()
+    }
+    assert {f"{mean} ± {std}" for mean, std in shown} == {c for c in map(str, cells) if "±" in c}
+
+
+def test_differences_in_the_verdict_follow_from_run_records(profile):
+    """The intervals need the predictions, which are not in git; their middle does not."""
+    config = load_config(ROOT / "profiles" / f"{profile}.yaml")
+    verdict = (ROOT / "results" / profile / "tables" / "verdict.md").read_text(encoding="utf-8")
+    names = {row.title: name for name, row in METHODS.items()}
+    found = re.findall(r"\*\*Fusion of ST-A against (.+?)\*\*.*?: ([+-][\d.]+) \[", verdict)
+    assert [title for title, _ in found][:2] == ["ST-A", "Full fine-tuning"]
+    fusion = accuracies(config, "fusion_st")
+    for title, difference in found:
+        other = accuracies(config, names[title])
+        gains = [fusion[task] - other[task] for task in fusion.keys() & other.keys()]
+        assert float(difference) == pytest.approx(np.mean(gains), abs=0.006)
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -36,23 +36,80 @@ def paired_table(config: Config, a: str, b: str) -> pd.DataFrame:
 
 
 def verdict(config: Config) -> str:
-    """The study's answer in a few markdown lines: fusion against ST-A and against full fine-tuning."""
+    """The study's answer in a few markdown lines: what fusion gains, over what, where and by what."""
     lines = []
     for other in ("st_adapter", "full"):
         of = comparisons.differences(config, "fusion_st", other)
-        mean, verdicts = bootstrap(list(of.values())), comparisons.per_task(of)["verdict"]
-        higher, lower, neither = ((verdicts == v).sum() for v in comparisons.VERDICTS)
         lines.append(
-            f"- **Fusion of ST-A against {METHODS[other].title}**: {mean} points of accuracy on the "
-            f"mean of {len(of)} targets ({mean.verdict}); higher on {higher}, lower on {lower}, not "
-            f"distinguishable on {neither}."
+            f"- **Fusion of ST-A against {METHODS[other].title}**: {bootstrap(list(of.values()))} "
+            f"points of accuracy on the mean of {len(of)} targets ({_count(of)})."
         )
+    lines += _where(config) + _what_else(config) + _made_of(config)
     lines.append(
         "\nIntervals are 95 % bootstrap intervals that resample seeds and dev rows within each task; a "
         "single target counts as higher or lower after Holm's correction over the targets. They say "
         "nothing about other tasks or backbones."
     )
     return "\n".join(lines)
+
+
+def _count(of: dict[str, np.ndarray]) -> str:
+    """The verdict on the mean, and how many single targets are higher, lower or neither."""
+    verdicts = comparisons.per_task(of)["verdict"]
+    higher, lower, neither = ((verdicts == v).sum() for v in comparisons.VERDICTS)
+    return (
+        f"{bootstrap(list(of.values())).verdict}; higher on {higher}, lower on {lower}, not "
+        f"distinguishable on {neither}"
+    )
+
+
+def _where(config: Config) -> list[str]:
+    """The targets of the controls against the others, and the two ends."""
+    of = comparisons.differences(config, "fusion_st", "st_adapter")
+    table, lines = comparisons.per_task(of), []
+    chosen = [t for t in config.control_targets if t in of]
+    others = [t for t in of if t not in chosen]
+    if chosen and others:
+        here, elsewhere = (bootstrap([of[t] for t in tasks]) for tasks in (chosen, others))
+        lines.append(
+            f"- **Where it gains over ST-A**: {here} on {', '.join(chosen)}, {elsewhere} on the other {len(others)}. "
+            f"Most on {_end(table, table['difference'].idxmax())}, least on "
+            f"{_end(table, table['difference'].idxmin())}."
+        )
+    return lines
+
+
+def _end(table: pd.DataFrame, task: str) -> str:
+    return f"{task} ({table['difference'][task]:+.2f}, {table['verdict'][task]})"
+
+
+def _what_else(config: Config) -> list[str]:
+    """Fusion against transfer in sequence, on the targets that have it, and against joint training."""
+    lines = []
+    for other in ("sequential", "multitask_full", "mt_adapter"):
+        if {other, "fusion_st"} <= set(config.methods):
+            of = comparisons.differences(config, "fusion_st", other)
+            source = sorted({config.sequential[t] for t in of}) if other == "sequential" else []
+            after = f" after {', '.join(source)}" if source else ""
+            lines.append(
+                f"- **Fusion of ST-A against {METHODS[other].title}**{after}: "
+                f"{bootstrap(list(of.values()))} on {len(of)} targets ({_count(of)})."
+            )
+    return lines
+
+
+def _made_of(config: Config) -> list[str]:
+    """Each control's difference to fusion."""
+    targets = [t for t in config.control_targets if not absent(config, t)]
+    if not (targets and config.controls):
+        return []
+    protocol, found = protocols(config)[0], []
+    for name in (c for c in CONTROLS if c in config.controls):
+        of = [difference(config, name, "fusion_st", t, protocol) for t in targets]
+        found.append(f"{method(name).title} {bootstrap(of)}")
+    return [
+        f"- **What it is made of**: on {', '.join(targets)}, against fusion, {'; '.join(found)}."
+    ]
 
 
 def write(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from adapterfusion.catalogue import PAPER
+from adapterfusion.comparisons import differences
 from adapterfusion.config import Config
 from adapterfusion.paths import find_root
+from adapterfusion.stats import bootstrap
 from adapterfusion.tables import aggregate, data_notes, scores
 
 FOLDER = Path("data") / "reference"
@@ -184,6 +186,28 @@ def comparison(
             f"{first['sick']['data']['rows']['dev']}."
         )
     return pd.DataFrame(rows, columns=columns).set_index("task"), text
+
+
+def gains_elsewhere(config: Config, root: Path | None = None) -> pd.DataFrame:
+    """What fusion gains over ST-A on each of the paper's tasks: in the paper, in reruns, and here.
+
+    Other backbones, other adapters to fuse: to be read beside each other, not as equals. Ours with its
+    95 % bootstrap interval.
+    """
+    printed = wide(load(root), 1)
+    columns = {"paper, BERT-base, 16 fused": printed["fusion_st"] - printed["st_adapter"]}
+    reruns = pd.read_csv((root or find_root()) / FOLDER / "reruns.csv").set_index("task")
+    for (study, fused), part in reruns.groupby(["study", "fused"], sort=False):
+        columns[f"{study}, RoBERTa-base, {fused} fused"] = part["fusion_st"] - part["st_adapter"]
+    table = pd.DataFrame(columns).reindex(printed.index)
+    table = table.map(lambda x: "" if pd.isna(x) else f"{x:+.2f}")
+    ours = differences(config, "fusion_st", "st_adapter")
+    if set(ours) & set(table.index):
+        backbone = config.backbone.name.rstrip("/").split("/")[-1]
+        table[f"here, {backbone}, {len(config.sources)} fused"] = [
+            str(bootstrap([ours[task]])) if task in ours else "" for task in table.index
+        ]
+    return table
 
 
 def _spread(mean: float, std: float) -> str:

@@ -1,0 +1,58 @@
+"""The sentences of the verdict, on made-up differences whose outcome is known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from adapterfusion import comparisons, findings
+
+POINTS = {"big": 0, "rte": 20, "cb": -20, "mrpc": 30}
+AGAINST = {"st_adapter": 1, "full": 1, "sequential": -1, "multitask_full": 0, "own_only": 2}
+
+
+@pytest.fixture
+def config(monkeypatch):
+    """fusion_st minus another method is POINTS, times the method's factor in AGAINST."""
+
+    def rows(points: float) -> np.ndarray:
+        row = np.zeros(200)
+        row[: int(abs(points) * 2)] = np.sign(points)
+        return np.tile(row, (3, 1))
+
+    def differences(config, a, b):
+        tasks = config.sequential if b == "sequential" else POINTS
+        return {task: rows(AGAINST[b] * POINTS[task]) for task in tasks}
+
+    monkeypatch.setattr(comparisons, "differences", differences)
+    monkeypatch.setattr(
+        findings, "difference", lambda config, a, b, task, protocol: rows(-2 * POINTS[task])
+    )
+    monkeypatch.setattr(findings, "absent", lambda config, task: None)
+    return SimpleNamespace(
+        methods=["full", "st_adapter", "fusion_st", "sequential", "multitask_full"],
+        sequential={"rte": "mnli", "cb": "mnli"},
+        controls=["own_only"],
+        control_targets=["rte", "cb"],
+        data=SimpleNamespace(validation=0.1),
+    )
+
+
+def test_verdict_says_what_over_what_where_and_by_what(config):
+    lines = findings.verdict(config).splitlines()
+    assert lines[0].startswith("- **Fusion of ST-A against ST-A**: +7.50 [")
+    assert "(higher; higher on 2, lower on 1, not distinguishable on 1)" in lines[0]
+    assert lines[1].startswith("- **Fusion of ST-A against Full fine-tuning**: +7.50 [")
+    assert lines[2].startswith("- **Where it gains over ST-A**: +0.00 [")
+    assert "on rte, cb, +15.00 [" in lines[2] and "on the other 2" in lines[2]
+    assert "Most on mrpc (+30.00, higher), least on cb (-20.00, lower)" in lines[2]
+    assert lines[3].startswith("- **Fusion of ST-A against Sequential** after mnli: +0.00 [")
+    assert "on 2 targets" in lines[3]
+    assert lines[4].startswith("- **Fusion of ST-A against Multi-task**: +0.00 [+0.00, +0.00]")
+    assert lines[5].startswith("- **What it is made of**: on rte, cb, against fusion, Own adapter")
+
+
+def test_verdict_without_controls_and_other_methods(config):
+    config.methods, config.controls, config.control_targets = ["full", "st_adapter"], [], []
+    lines = findings.verdict(config).splitlines()
+    assert len([line for line in lines if line.startswith("-")]) == 2
