@@ -85,8 +85,8 @@ counts as higher or lower after Holm's correction over the targets.</p>
 {{ figure("multitask/forgetting") }}
 <h2>What it cost</h2>
 <div class="scroll">{{ costs }}</div>
-<p class="note">Means per run, on {{ devices }}. Peak memory is that of the process, which may have
-trained other runs before.</p>
+<p class="note">Means per run, on {{ devices }}. Evaluation is of all epochs, and for fusion one pass more,
+which records attention. Peak memory is that of the process, which may have trained other runs before.</p>
 {{ figure("evaluation/cost") }}
 <h2>What it was expected to cost</h2>
 <div class="scroll total">{{ forecast }}</div>

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -69,8 +70,8 @@ def cost(
 
     One point a method: the mean over seeds, then over the targets that all methods shown have. Costs
     are those of the target's own run, and its share of a joint one; adapters and models it starts
-    from are not counted again. Inference is timed where a run evaluates itself, so the head alone,
-    which is evaluated on remembered features, has none.
+    from are not counted again. Inference is timed where a run evaluates itself after an epoch, so the
+    head alone, which is evaluated on remembered features, has none.
     """
     protocol = protocol or protocols(config)[0]
     targets = tasks_of(config, "fusion_st")
@@ -83,7 +84,7 @@ def cost(
 
     def inference(r: dict[str, Any]) -> float:
         rows = sum(n for split, n in r["data"]["rows"].items() if split != "train")
-        per_epoch = r["seconds"]["evaluation"] / len(r["epochs"])
+        per_epoch = np.mean([epoch["evaluation_seconds"] for epoch in r["epochs"]])
         return float("nan") if r["method"] == "head" else 1000 * per_epoch / rows
 
     costs = pd.DataFrame(
@@ -114,8 +115,11 @@ def cost(
             look = _look(row["method"])
             axis.plot(row[column], row["accuracy"], ls="", ms=8, mec="black", mew=0.5, **look)
         axis.set_xscale("log")
-        if table[column].max() < 30 * table[column].min():  # too narrow to label decades only
-            axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        spread = table[column].max() / table[column].min()
+        if spread < 30:  # too narrow to label decades only
+            few = matplotlib.ticker.MaxNLocator(4)
+            fine = few if spread < 4 else matplotlib.ticker.LogLocator(subs=(1, 2, 5))
+            axis.xaxis.set_major_locator(fine)
             axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axis.margins(0.12)
