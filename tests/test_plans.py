@@ -203,6 +203,7 @@ BUILDS_ON = {  # on small, seed 2: sources, start
     **dict.fromkeys(CONTROLS, (ALL, None)),
     "own_only": ({"small": ALL["small"]}, None),
     "without_own": (OTHERS, None),
+    "one_seed": ({"big": st("big", 1), "mid": ALL["mid"], "small": st("small", 1)}, None),
     "st_continued": ({}, st("small", 2)),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from adapterfusion import readme, tables
 from adapterfusion.config import load_config
@@ -32,6 +33,16 @@ def test_summary_follows_from_run_records(profile):
     config = load_config(ROOT / "profiles" / f"{profile}.yaml")
     committed = json.loads((ROOT / "results" / profile / "summary.json").read_text())
     assert tables.summary(config, load_runs(config)) == committed
+
+
+def test_every_result_is_an_output_of_the_pipeline(profile):
+    """Nothing is left over from a study of the same name that had other stages."""
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())
+    outputs = {out["path"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
+    files = [p for p in (ROOT / "results" / profile).rglob("*") if p.is_file()]
+    paths = [p.relative_to(ROOT) for p in files if p.name != ".gitignore"]
+    strays = [p for p in paths if not outputs & {q.as_posix() for q in (p, *p.parents)}]
+    assert not strays
 
 
 def test_every_run_is_whole(profile):

@@ -11,7 +11,7 @@ from adapterfusion.methods import CONTROLS, LOW_RESOURCE, METHODS, low_resource,
 from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import absent, tasks_of
 from adapterfusion.runs import correctness, difference, load_runs
-from adapterfusion.stats import bootstrap
+from adapterfusion.stats import SeedSpread, bootstrap, seed_spread
 from adapterfusion.tables import protocols, scores, write_tables
 
 
@@ -248,6 +248,41 @@ def control_table(config: Config) -> pd.DataFrame:
             row[f"minus {METHODS[other].title}"] = "" if name == other else str(bootstrap(of))
         rows.append(row)
     return pd.DataFrame(rows).set_index("method")
+
+
+def seed_table(config: Config) -> pd.DataFrame:
+    """How far seeds move the accuracy on the controls' targets, in points, by what they decide.
+
+    Sample standard deviations over seeds, a column per target, `together` being the root of the mean
+    variance; the last line is the standard error that dev sets of this size leave in any case.
+    """
+    decides = {
+        "st_adapter": "adapter and head",
+        "fusion_st": "adapters, fusion and head",
+        "one_seed": "fusion and head",
+    }
+    protocol = protocols(config)[0]
+    targets = [t for t in config.control_targets if not absent(config, t)]
+    of = {
+        name: [correctness(config, name, t, protocol) for t in targets]
+        for name in decides
+        if name in (*config.methods, *config.controls)
+    }
+    lines = {
+        (method(name).title, decides[name]): [s.std for s in map(_seed_spread, right)]
+        for name, right in of.items()
+    }
+    error = [_seed_spread(right).binomial_error for right in of["fusion_st"]]
+    lines["any", "nothing: the size of the dev set"] = error
+    table = pd.DataFrame(lines, index=targets).T
+    table["together"] = np.sqrt((table**2).mean(axis=1))
+    table.index.names = ["method", "what the seed decides"]
+    return table.round(2)
+
+
+def _seed_spread(right: np.ndarray) -> SeedSpread:
+    """right: [seeds, rows]"""
+    return seed_spread(100 * right.mean(axis=1), right.shape[1])
 
 
 def pruning_table(frame: pd.DataFrame) -> pd.DataFrame:

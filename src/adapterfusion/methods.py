@@ -18,6 +18,7 @@ class Method:
     joint: one run on all tasks. adapter: changes to the section `adapter`, where one is trained.
     sources: the method whose adapters are fused; only: the target's own alone, or all others.
     fusion: changes to the section `fusion`.
+    one_seed: the fused adapters are those of each task's first seed, whatever the run's own is.
     start: the method whose weights a run starts from.
     epochs: the recipe that says for how long, where it is another than `recipe`.
     notebook: the notebook that shows its runs.
@@ -35,6 +36,7 @@ class Method:
     sources: str | None = None
     only: Literal["own", "others"] | None = None
     fusion: dict[str, Any] = field(default_factory=dict)
+    one_seed: bool = False
     start: str | None = None
     epochs: str | None = None
     folder: str = ""
@@ -85,6 +87,7 @@ CONTROLS = _table(
         epochs="fusion",
     ),
     _control("without_own", "Without the own adapter", only="others"),
+    _control("one_seed", "Adapters of one seed", one_seed=True),
     _control("random_others", "Others untrained", fusion={"random_others": True}),
     _control("average_outputs", "Average of outputs", fusion={"variant": "average"}),
     _control(

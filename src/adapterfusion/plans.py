@@ -124,7 +124,9 @@ class Planner:
             elif row.rows and own:  # the low-resource curve: its own adapter saw no more rows
                 found[task] = RunName(f"{row.sources}-{row.rows}rows", task, run.seed)
             else:
-                found[task] = RunName(row.sources, task, self._seed(task, run.seed))
+                first = seeds_of(self.config, task)[0]
+                seed = self._seed(task, first if row.one_seed else run.seed)
+                found[task] = RunName(row.sources, task, seed)
         return found
 
     def start(self, run: RunName) -> RunName | None:
