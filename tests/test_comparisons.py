@@ -100,7 +100,7 @@ def test_readable(study):
     assert row["targets"] == "all: 2"
     assert row["difference"] == "+2.00"
     assert row["95 % interval"].startswith("[+")
-    assert row["Wilcoxon p"] == "1.000 (too few tasks)"
+    assert row["Wilcoxon p"] == "1.000 (too few)"
 
 
 def test_against_has_the_mean_and_every_task(study):

@@ -56,3 +56,26 @@ def test_verdict_without_controls_and_other_methods(config):
     config.methods, config.controls, config.control_targets = ["full", "st_adapter"], [], []
     lines = findings.verdict(config).splitlines()
     assert len([line for line in lines if line.startswith("-")]) == 2
+
+
+def test_seed_table_pools_the_spread_of_targets(monkeypatch):
+    """Accuracies of 50, 52 and 54 % spread by 2 points, equal ones by none: together sqrt(2)."""
+
+    def correctness(config, name, task, protocol):
+        right = {"moves": (50, 52, 54), "rests": (50, 50, 50)}[task]
+        return np.array([[i < n for i in range(100)] for n in right])
+
+    monkeypatch.setattr(findings, "correctness", correctness)
+    monkeypatch.setattr(findings, "absent", lambda config, task: None)
+    config = SimpleNamespace(
+        methods=["st_adapter", "fusion_st"],
+        controls=["own_only"],
+        control_targets=["moves", "rests"],
+        data=SimpleNamespace(validation=0.1),
+    )
+    table = findings.seed_table(config)
+    assert table.index.get_level_values("method").tolist() == ["ST-A", "Fusion w/ ST-A", "any"]
+    assert table.loc["ST-A"].iloc[0].tolist() == [2.0, 0.0, pytest.approx(np.sqrt(2), abs=0.005)]
+    assert table.loc["any"].iloc[0]["rests"] == pytest.approx(5.0)
+    config.controls = ["one_seed"]
+    assert "Adapters of one seed" in findings.seed_table(config).index.get_level_values("method")

@@ -10,6 +10,7 @@ from adapterfusion.overlap import (
     THRESHOLD,
     NearDuplicates,
     audit,
+    between_tasks,
     clean_share,
     compare,
     similarity,
@@ -54,6 +55,8 @@ def test_counts_by_hand():
     assert cell(table, "two", "two", "whole_rows") == 1
     assert cell(table, "two", "any", "text_share") == 0.75
     assert cell(table, "one", "any", "text_rows") == 0
+    assert between_tasks(table).endswith("another task's training set: 1 of two in one.")
+    assert between_tasks(table[table["target"] == "one"]).startswith("No dev row shares a text")
     assert clean_share(table).loc["two"].to_dict() == {"clean_text": 0.25, "clean_whole": 0.75}
 
 

@@ -289,6 +289,8 @@ def test_recipes_and_epochs(root, config_of):
     planner = Planner(config)
     continued = planner.recipe(RunName("st_continued", "mid", 7))
     assert continued == Recipe(3e-3, 4, 2, weight_decay=0.1)  # its own rate, fusion's budget
+    longer = planner.recipe(RunName("longer", "mid", 7))
+    assert longer == Recipe(4e-3, 1, 1, warmup=0.25)  # fusion's rate, the head's budget
     assert planner.recipe(RunName("sequential", "mid", 7)) == config.recipes.full
     assert planner.recipe(RunName("mt_adapter", JOINT, 1)) == config.recipes.joint
     assert planner.recipe(RunName("own_only", "small", 1)) == Recipe(4e-3, 9, 9, warmup=0.25)

@@ -11,7 +11,7 @@ import yaml
 
 from adapterfusion import readme, tables
 from adapterfusion.config import load_config
-from adapterfusion.methods import METHODS
+from adapterfusion.methods import CONTROLS, METHODS
 from adapterfusion.runs import load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -59,14 +59,19 @@ def test_readme_shows_the_results():
     assert readme.render(ROOT) == (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def accuracies(config, method: str) -> dict[str, float]:
-    """target -> mean accuracy over seeds, in per cent, straight from the run records."""
+def scores(config, method: str) -> dict[str, list[float]]:
+    """target -> accuracy of each seed, in per cent, straight from the run records."""
     found: dict[str, list[float]] = {}
     for record in load_runs(config, method):
         if record["task"] in config.targets:
             score = record["metrics"]["held_out"]["accuracy"]
             found.setdefault(record["task"], []).append(100 * score)
-    return {task: float(np.mean(values)) for task, values in found.items()}
+    return found
+
+
+def accuracies(config, method: str) -> dict[str, float]:
+    """target -> mean accuracy over seeds, in per cent"""
+    return {task: float(np.mean(values)) for task, values in scores(config, method).items()}
 
 
 def test_accuracies_in_the_report_follow_from_run_records(profile):
@@ -96,6 +101,24 @@ def test_differences_in_the_verdict_follow_from_run_records(profile):
         other = accuracies(config, names[title])
         gains = [fusion[task] - other[task] for task in fusion.keys() & other.keys()]
         assert float(difference) == pytest.approx(np.mean(gains), abs=0.006)
+
+
+def test_controls_in_the_verdict_follow_from_run_records(profile):
+    config = load_config(ROOT / "profiles" / f"{profile}.yaml")
+    verdict = (ROOT / "results" / profile / "tables" / "verdict.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"\*\*What it is made of\*\*.*", verdict)
+    fusion = accuracies(config, "fusion_st")
+    for name in config.controls:
+        (said,) = re.findall(rf"{re.escape(CONTROLS[name].title)} ([+-][\d.]+) \[", line)
+        control = accuracies(config, name)
+        gains = [control[task] - fusion[task] for task in config.control_targets]
+        assert float(said) == pytest.approx(np.mean(gains), abs=0.006)
+    if "one_seed" in config.controls:
+        (line,) = re.findall(r"\*\*What a seed moves\*\*.*", verdict)
+        said = re.findall(r"(\d+\.\d\d) (?:points )?of (ST-A|fusion)\b(?! over)", line)
+        for (number, _), name in zip(said, ("st_adapter", "fusion_st"), strict=True):
+            spread = [np.std(scores(config, name)[t], ddof=1) for t in config.control_targets]
+            assert float(number) == pytest.approx(np.sqrt(np.mean(np.square(spread))), abs=0.006)
 
 
 @pytest.mark.parametrize("name", PROFILES)

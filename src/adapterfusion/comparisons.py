@@ -110,7 +110,7 @@ def comparison_table(
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """`comparison_table` for people: titles, signs, intervals."""
 
-    few = table["too_few"].map({True: " (too few tasks)", False: ""})
+    few = table["too_few"].map({True: " (too few)", False: ""})
     return pd.DataFrame(
         {
             "comparison": table["a"].map(title) + " − " + table["b"].map(title),
@@ -121,7 +121,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             "mean": table["verdict"],
             "higher on": table["higher"],
             "lower on": table["lower"],
-            "not distinguishable on": table["not distinguishable"],
+            "neither on": table["not distinguishable"],
             "Wilcoxon p": table["wilcoxon_p"].map("{:.3f}".format) + few,
         }
     ).set_index("comparison")

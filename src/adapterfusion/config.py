@@ -31,6 +31,7 @@ ControlName = Literal[
     "own_only",
     "st_continued",
     "without_own",
+    "longer",
     "one_seed",
     "random_others",
     "average_outputs",

@@ -71,7 +71,8 @@ def seed_table(records: list[dict[str, Any]]) -> pd.DataFrame:
 def cost_table(records: list[dict[str, Any]]) -> pd.DataFrame:
     """What each method costs per run: trained parameters, time, memory, share of padding.
 
-    A joint run is one run, however many tasks it serves.
+    A joint run is one run, however many tasks it serves. Memory is the peak of the process so far;
+    it trained other runs before, so this is an upper bound.
     """
     rows = [
         {
@@ -82,7 +83,7 @@ def cost_table(records: list[dict[str, Any]]) -> pd.DataFrame:
             "training, s": r["seconds"]["train"],
             "s per epoch": r["seconds"]["train"] / len(r["epochs"]),
             "evaluation, s": r["seconds"]["evaluation"],
-            "peak memory, MiB": r["peak_memory_mib"],
+            "process's peak memory, MiB": r["peak_memory_mib"],
             "padding, %": 100 * r["padding_share"],
         }
         for r in each_run(records)

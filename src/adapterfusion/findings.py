@@ -44,7 +44,7 @@ def verdict(config: Config) -> str:
             f"- **Fusion of ST-A against {METHODS[other].title}**: {bootstrap(list(of.values()))} "
             f"points of accuracy on the mean of {len(of)} targets ({_count(of)})."
         )
-    lines += _where(config) + _what_else(config) + _made_of(config)
+    lines += _where(config) + _what_else(config) + _made_of(config) + _seeds(config)
     lines.append(
         "\nIntervals are 95 % bootstrap intervals that resample seeds and dev rows within each task; a "
         "single target counts as higher or lower after Holm's correction over the targets. They say "
@@ -109,6 +109,22 @@ def _made_of(config: Config) -> list[str]:
         found.append(f"{method(name).title} {bootstrap(of)}")
     return [
         f"- **What it is made of**: on {', '.join(targets)}, against fusion, {'; '.join(found)}."
+    ]
+
+
+def _seeds(config: Config) -> list[str]:
+    """How far seeds alone move an accuracy, where the study can tell whose."""
+    if "one_seed" not in config.controls:
+        return []
+    moved = seed_table(config)["together"].droplevel(1)
+    adapter, fusion, alone, dev = (
+        f"{moved[name]:.2f}"
+        for name in ("ST-A", METHODS["fusion_st"].title, CONTROLS["one_seed"].title, "any")
+    )
+    return [
+        f"- **What a seed moves** on {', '.join(config.control_targets)}, as standard deviation: {adapter} "
+        f"points of ST-A, {fusion} of fusion, {alone} of fusion over the same adapters; the size of the "
+        f"dev sets leaves {dev} in any case."
     ]
 
 

@@ -87,6 +87,7 @@ CONTROLS = _table(
         epochs="fusion",
     ),
     _control("without_own", "Without the own adapter", only="others"),
+    _control("longer", "Fusion trained longer", epochs="head"),
     _control("one_seed", "Adapters of one seed", one_seed=True),
     _control("random_others", "Others untrained", fusion={"random_others": True}),
     _control("average_outputs", "Average of outputs", fusion={"variant": "average"}),

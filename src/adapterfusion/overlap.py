@@ -136,6 +136,15 @@ def clean_share(overlap: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shares)
 
 
+def between_tasks(overlap: pd.DataFrame) -> str:
+    """Whether a gain of one task from another may be text that both have: a sentence."""
+    other = overlap.query("source != 'any' and source != target and text_rows > 0")
+    pairs = [f"{r.text_rows} of {r.target} in {r.source}" for r in other.itertuples()]
+    if not pairs:
+        return "No dev row shares a text with the training set of another task."
+    return f"Dev rows that share a text with another task's training set: {', '.join(pairs)}."
+
+
 def audit(
     config: Config, tasks: Iterable[str] | None = None
 ) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -19,6 +19,7 @@ from adapterfusion import claims, comparisons, facts, findings, tables
 from adapterfusion.bundled import transfer_graph
 from adapterfusion.config import Config, load_config
 from adapterfusion.launch import workers
+from adapterfusion.methods import studied
 from adapterfusion.paths import Paths, atomic_write, find_root
 from adapterfusion.plans import Planner
 from adapterfusion.runs import each_run, load_runs
@@ -65,7 +66,8 @@ backbone may change? Fusion learns, for each layer and token, which adapters to 
 <h2>Method against method</h2>
 <div class="scroll">{{ pairs }}</div>
 <p class="note">Points of accuracy, paired by seed and dev row, with 95 % bootstrap intervals; a target
-counts as higher or lower after Holm's correction over the targets.</p>
+counts as higher or lower after Holm's correction over the targets, and as neither where it is not
+distinguishable. Too few: with five targets or fewer Wilcoxon's test cannot reach 0.05.</p>
 <h2>Fusion against the single adapter, target by target</h2>
 <div class="scroll total">{{ paired }}</div>
 {{ figure("evaluation/ranks") }}
@@ -90,16 +92,16 @@ which records attention. Peak memory is that of the process, which may have trai
 {{ figure("evaluation/cost") }}
 <h2>What it was expected to cost</h2>
 <div class="scroll total">{{ forecast }}</div>
-<p class="note">Minutes of the whole machine, runs side by side. The forecast was made before training,
-from arithmetic and a few seconds of calibration (<code>python -m adapterfusion.forecast</code>).</p>
+<p class="note">Minutes of the whole machine, runs side by side. The forecast is arithmetic and
+a few seconds of calibration; it sees no run (<code>python -m adapterfusion.forecast</code>).</p>
 <h2>Deviations from the paper</h2>
 {{ deviations }}
 <h2>Where the numbers come from</h2>
 <p>{{ failures }} Each run's record is
 <code>results/{{ profile }}/runs/&lt;method&gt;/&lt;task&gt;/seed&lt;n&gt;/run.json</code>; the notebooks
 beside it, <code>results/{{ profile }}/notebooks/</code>, show every step. Backbone
-<code>{{ backbone.name }}</code>, sha256 <code>{{ backbone.sha256 }}</code>. Training and
-evaluation took {{ hours }} hours of one process in all.</p>
+<code>{{ backbone.name }}</code>, sha256 <code>{{ backbone.sha256 }}</code>. Training
+and evaluating all {{ runs }} runs, controls included, took {{ hours }} hours of one process.</p>
 <table class="rerun">
 <tr><th>to repeat</th><th>command</th></tr>
 <tr><td>everything</td><td><code>make profile NAME={{ profile }} &amp;&amp; make reproduce</code></td></tr>
@@ -154,7 +156,8 @@ def build(config: Config) -> str:
         config, findings.pairs(config), without=("mrpc", "rte", "cb")
     )
     graph = transfer_graph() if config.data.source == "bundled" else {}
-    hours = sum(r["seconds"]["train"] + r["seconds"]["evaluation"] for r in each_run(records))
+    runs = [r for name in studied(config) for r in each_run(load_runs(config, name))]
+    hours = sum(r["seconds"]["train"] + r["seconds"]["evaluation"] for r in runs) / 3600
 
     def figure(name: str) -> str:
         """A figure with its title, or nothing where this profile has none."""
@@ -189,7 +192,8 @@ def build(config: Config) -> str:
         deviations=_paragraphs(facts.deviations(config, records)),
         failures=findings.failures(summary),
         backbone=summary["backbone"],
-        hours=f"{hours / 3600:.2f}",
+        runs=len(runs),
+        hours=f"{hours:.1f}",
         devices=", ".join(
             sorted({f"{r['device']['type']} ({r['device']['name']})" for r in records})
         ),

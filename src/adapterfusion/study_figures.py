@@ -49,7 +49,7 @@ def _panels(
     n: int, width: float, height: float, top: float, columns: int = 3
 ) -> tuple[Figure, list[Axes]]:
     """n panels in rows of `columns`; `top` inches are kept for a legend."""
-    columns = min(columns, n)
+    columns = 2 if n == 4 else min(columns, n)  # none alone in its row
     rows = -(-n // columns)
     figure, axes = plt.subplots(
         rows,
