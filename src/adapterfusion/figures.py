@@ -104,9 +104,15 @@ def relative_to_full(config: Config, records: list[dict[str, Any]]) -> tuple[Fig
     full = frame[frame["method"] == "full"].set_index("task")["mean"]
     targets = tasks_of(config, "fusion_st")
     methods = [m for m in METHODS if m not in ("full", "head") and m in set(frame["method"])]
-    per_target = 0.35 + 0.13 * len(methods)
-    figure, axis = plt.subplots(
-        figsize=(max(6.5, 1.2 + per_target * len(targets)), 3.4), layout="constrained"
+    rows = -(-len(targets) // 8)  # more in a row, and a page shrinks it beyond reading
+    in_row = -(-len(targets) // rows)
+    wide = max(6.5, 1.2 + (0.35 + 0.13 * len(methods)) * in_row)
+    figure, axes = plt.subplots(
+        rows,
+        figsize=(wide, 0.6 + 2.8 * rows),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
     )
     width = 0.84 / len(methods)
     data = []
@@ -114,7 +120,8 @@ def relative_to_full(config: Config, records: list[dict[str, Any]]) -> tuple[Fig
         part = frame[frame["method"] == method].set_index("task")
         ran = [(x, task) for x, task in enumerate(targets) if task in part.index]
         for n, (x, task) in enumerate(ran):
-            centre = x + (i - (len(methods) - 1) / 2) * width
+            axis = axes[x // in_row, 0]
+            centre = x % in_row + (i - (len(methods) - 1) / 2) * width
             delta = part.loc[task, "mean"] - full[task]
             seeds = np.array(part.loc[task, "scores"]) - full[task]
             look = {"color": COLOURS[method], "hatch": HATCHES[method], "edgecolor": "white"}
@@ -122,10 +129,12 @@ def relative_to_full(config: Config, records: list[dict[str, Any]]) -> tuple[Fig
             axis.bar(centre, delta, width * 0.92, label=label, lw=0, **look)
             axis.plot(np.full(len(seeds), centre), seeds, ".", color="black", ms=3)
             data.append((method, task, protocol, delta))
-    axis.axhline(0, color="black", lw=0.8)
-    axis.set_xticks(range(len(targets)), targets, rotation=35, ha="right")
-    axis.set_xlim(-0.6, len(targets) - 0.4)
-    axis.set_ylabel("points above full fine-tuning")
+    for row, axis in enumerate(axes[:, 0]):
+        names = targets[row * in_row : (row + 1) * in_row]
+        axis.axhline(0, color="black", lw=0.8)
+        axis.set_xticks(range(len(names)), names, rotation=35, ha="right")
+        axis.set_xlim(-0.6, in_row - 0.4)
+        axis.set_ylabel("points above full fine-tuning")
     figure.legend(ncols=min(4, len(methods)), loc="outside upper center")
     return figure, pd.DataFrame(data, columns=["method", "task", "protocol", "difference"])
 
