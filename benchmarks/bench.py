@@ -73,7 +73,7 @@ def group(backbone: str, mode: str, rows: int, tokens: int, precision: str, n: i
     """Ours and theirs with n adapters beside our full fine-tuning (or the plain backbone)."""
     models = [Model("ours", "fusion", n), Model("adapters", "fusion", n), Model("ours", "full")]
     headline = n == 16 and (rows, precision) == (8, "float32")
-    if headline:  # elsewhere left out: a large batch of four models is more than 24 GiB hold
+    if headline:  # elsewhere left out, where the peer needs the memory
         models.append(Model(PLAIN, "fusion", n))
     turns = 5 if headline else 3
     return Group(backbone, mode, rows, tokens, precision, f"n={n}", tuple(models), turns)

@@ -58,7 +58,7 @@ def test_verdict_without_controls_and_other_methods(config):
     assert len([line for line in lines if line.startswith("-")]) == 2
 
 
-def test_seed_table_pools_the_spread_of_targets(monkeypatch):
+def test_seed_spread_table_pools_the_spread_of_targets(monkeypatch):
     """Accuracies of 50, 52 and 54 % spread by 2 points, equal ones by none: together sqrt(2)."""
 
     def correctness(config, name, task, protocol):
@@ -73,9 +73,11 @@ def test_seed_table_pools_the_spread_of_targets(monkeypatch):
         control_targets=["moves", "rests"],
         data=SimpleNamespace(validation=0.1),
     )
-    table = findings.seed_table(config)
+    table = findings.seed_spread_table(config)
     assert table.index.get_level_values("method").tolist() == ["ST-A", "Fusion w/ ST-A", "any"]
     assert table.loc["ST-A"].iloc[0].tolist() == [2.0, 0.0, pytest.approx(np.sqrt(2), abs=0.005)]
     assert table.loc["any"].iloc[0]["rests"] == pytest.approx(5.0)
     config.controls = ["one_seed"]
-    assert "Adapters of one seed" in findings.seed_table(config).index.get_level_values("method")
+    assert "Adapters of one seed" in findings.seed_spread_table(config).index.get_level_values(
+        "method"
+    )

@@ -117,7 +117,8 @@ def test_controls_in_the_verdict_follow_from_run_records(profile):
         (line,) = re.findall(r"\*\*What a seed moves\*\*.*", verdict)
         said = re.findall(r"(\d+\.\d\d) (?:points )?of (ST-A|fusion)\b(?! over)", line)
         for (number, _), name in zip(said, ("st_adapter", "fusion_st"), strict=True):
-            spread = [np.std(scores(config, name)[t], ddof=1) for t in config.control_targets]
+            of = scores(config, name)
+            spread = [np.std(of[task], ddof=1) for task in config.control_targets]
             assert float(number) == pytest.approx(np.sqrt(np.mean(np.square(spread))), abs=0.006)
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 
 from adapterfusion.catalogue import PAPER
 from adapterfusion.config import Config
-from adapterfusion.methods import METHODS, method, studied
+from adapterfusion.methods import METHODS, method
 from adapterfusion.paths import Paths
 from adapterfusion.plans import absent
-from adapterfusion.runs import each_run, load_runs
+from adapterfusion.runs import each_run
 from adapterfusion.tables import METRICS, data_notes
 
 
@@ -124,16 +124,15 @@ def deviations(config: Config, records: list[dict[str, Any]]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def forecast_table(config: Config) -> pd.DataFrame:
-    """What the forecast said of each method's runs, in minutes, and what they took.
+def forecast_table(config: Config, runs: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    """What the forecast said of each method's runs (`runs.of_study`), in minutes, and what they took.
 
     Raises:
         FileNotFoundError: no forecast was saved.
     """
     said = json.loads((Paths(config.profile).results / "forecast.json").read_text())
     rows = {}
-    for name in studied(config):
-        records = each_run(load_runs(config, name))
+    for name, records in runs.items():
         took = sum(r["seconds"]["this_process"] for r in records) / 60 / said["side_by_side"]
         rows[method(name).title] = (len(records), said["minutes"][name], took)
     table = pd.DataFrame(rows, index=["runs", "forecast, min", "measured, min"]).T

@@ -98,9 +98,14 @@ def _what_else(config: Config) -> list[str]:
     return lines
 
 
+def _control_targets(config: Config) -> list[str]:
+    """The controls' targets whose data are there."""
+    return [t for t in config.control_targets if not absent(config, t)]
+
+
 def _made_of(config: Config) -> list[str]:
     """Each control's difference to fusion."""
-    targets = [t for t in config.control_targets if not absent(config, t)]
+    targets = _control_targets(config)
     if not (targets and config.controls):
         return []
     protocol, found = protocols(config)[0], []
@@ -116,13 +121,10 @@ def _seeds(config: Config) -> list[str]:
     """How far seeds alone move an accuracy, where the study can tell whose."""
     if "one_seed" not in config.controls:
         return []
-    moved = seed_table(config)["together"].droplevel(1)
-    adapter, fusion, alone, dev = (
-        f"{moved[name]:.2f}"
-        for name in ("ST-A", METHODS["fusion_st"].title, CONTROLS["one_seed"].title, "any")
-    )
+    moved = seed_spread_table(config)["together"].map("{:.2f}".format)
+    adapter, fusion, alone, dev = moved  # in the order of the table
     return [
-        f"- **What a seed moves** on {', '.join(config.control_targets)}, as standard deviation: {adapter} "
+        f"- **What a seed moves** on {', '.join(_control_targets(config))}, as standard deviation: {adapter} "
         f"points of ST-A, {fusion} of fusion, {alone} of fusion over the same adapters; the size of the "
         f"dev sets leaves {dev} in any case."
     ]
@@ -251,10 +253,7 @@ def complete(config: Config, records: list[dict[str, Any]]) -> pd.DataFrame:
 
 def control_table(config: Config) -> pd.DataFrame:
     """Each control's mean accuracy over its targets, and its difference to fusion and to ST-A."""
-    protocol, targets = (
-        protocols(config)[0],
-        [t for t in config.control_targets if not absent(config, t)],
-    )
+    protocol, targets = protocols(config)[0], _control_targets(config)
     rows = []
     for name in ("fusion_st", "st_adapter", *(c for c in CONTROLS if c in config.controls)):
         right = [correctness(config, name, task, protocol).mean() for task in targets]
@@ -266,7 +265,7 @@ def control_table(config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("method")
 
 
-def seed_table(config: Config) -> pd.DataFrame:
+def seed_spread_table(config: Config) -> pd.DataFrame:
     """How far seeds move the accuracy on the controls' targets, in points, by what they decide.
 
     Sample standard deviations over seeds, a column per target, `together` being the root of the mean
@@ -277,8 +276,7 @@ def seed_table(config: Config) -> pd.DataFrame:
         "fusion_st": "adapters, fusion and head",
         "one_seed": "fusion and head",
     }
-    protocol = protocols(config)[0]
-    targets = [t for t in config.control_targets if not absent(config, t)]
+    protocol, targets = protocols(config)[0], _control_targets(config)
     of = {
         name: [correctness(config, name, t, protocol) for t in targets]
         for name in decides

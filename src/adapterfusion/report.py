@@ -19,10 +19,9 @@ from adapterfusion import claims, comparisons, facts, findings, tables
 from adapterfusion.bundled import transfer_graph
 from adapterfusion.config import Config, load_config
 from adapterfusion.launch import workers
-from adapterfusion.methods import studied
 from adapterfusion.paths import Paths, atomic_write, find_root
 from adapterfusion.plans import Planner
-from adapterfusion.runs import each_run, load_runs
+from adapterfusion.runs import load_runs, of_study
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -156,8 +155,9 @@ def build(config: Config) -> str:
         config, findings.pairs(config), without=("mrpc", "rte", "cb")
     )
     graph = transfer_graph() if config.data.source == "bundled" else {}
-    runs = [r for name in studied(config) for r in each_run(load_runs(config, name))]
-    hours = sum(r["seconds"]["train"] + r["seconds"]["evaluation"] for r in runs) / 3600
+    runs = of_study(config)
+    seconds = [r["seconds"] for records in runs.values() for r in records]
+    hours = sum(s["train"] + s["evaluation"] for s in seconds) / 3600
 
     def figure(name: str) -> str:
         """A figure with its title, or nothing where this profile has none."""
@@ -188,11 +188,11 @@ def build(config: Config) -> str:
         controls=_html(findings.control_table(config)) if config.controls else "",
         figure=figure,
         costs=_html(facts.cost_table(records)),
-        forecast=_html(facts.forecast_table(config).rename_axis("method")),
+        forecast=_html(facts.forecast_table(config, runs).rename_axis("method")),
         deviations=_paragraphs(facts.deviations(config, records)),
         failures=findings.failures(summary),
         backbone=summary["backbone"],
-        runs=len(runs),
+        runs=len(seconds),
         hours=f"{hours:.1f}",
         devices=", ".join(
             sorted({f"{r['device']['type']} ({r['device']['name']})" for r in records})

@@ -119,6 +119,11 @@ def each_run(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({(r["method"], r["seed"], "joint" in r or r["task"]): r for r in records}.values())
 
 
+def of_study(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """Every run of the study once, by its method or control."""
+    return {name: each_run(load_runs(config, name)) for name in studied(config)}
+
+
 def correctness(config: Config, name: str, task: str, protocol: str) -> np.ndarray:
     """Whether each dev row was answered rightly, for each seed: bool [seeds, rows]"""
     row, paths = method(name), Paths(config.profile)

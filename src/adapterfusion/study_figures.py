@@ -45,11 +45,9 @@ def _legend(figure: Figure, looks: dict[str, dict[str, str]], ncols: int, **line
     figure.legend(handles=handles, ncols=min(ncols, len(handles)), loc="outside upper center")
 
 
-def _panels(
-    n: int, width: float, height: float, top: float, columns: int = 3
-) -> tuple[Figure, list[Axes]]:
-    """n panels in rows of `columns`; `top` inches are kept for a legend."""
-    columns = 2 if n == 4 else min(columns, n)  # none alone in its row
+def _panels(n: int, width: float, height: float, top: float) -> tuple[Figure, list[Axes]]:
+    """n panels in rows of three at most; `top` inches are kept for a legend."""
+    columns = 2 if n == 4 else min(3, n)  # four: none alone in its row
     rows = -(-n // columns)
     figure, axes = plt.subplots(
         rows,
@@ -111,7 +109,7 @@ def cost(
         [{"method": m} | means.loc[[(m, t) for t in shared]].mean().to_dict() for m in methods]
     )
     table["targets"] = len(shared)
-    figure, panels = _panels(4, 2.7, 2.6, 0.6, columns=2)
+    figure, panels = _panels(4, 2.7, 2.6, 0.6)
     for axis, (column, label) in zip(panels, axes_of.items(), strict=True):
         for row in table.to_dict("records"):
             look = _look(row["method"])
