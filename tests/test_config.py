@@ -177,8 +177,9 @@ def test_without_its_own_adapter_a_fusion_needs_another():
     assert message_of(values).startswith("mine.yaml: sources: without_own needs a second one")
 
 
-def test_a_control_with_the_own_adapter_needs_a_target_that_is_a_source():
-    values = changed("sources", ["cb"]) | {"controls": ["own_only"], "control_targets": ["rte"]}
+@pytest.mark.parametrize("control", ["own_only", "own_longer"])
+def test_a_control_with_the_own_adapter_needs_a_target_that_is_a_source(control):
+    values = changed("sources", ["cb"]) | {"controls": [control], "control_targets": ["rte"]}
     assert message_of(values).startswith("mine.yaml: control_targets")
 
 

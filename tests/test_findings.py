@@ -52,6 +52,20 @@ def test_verdict_says_what_over_what_where_and_by_what(config):
     assert lines[5].startswith("- **What it is made of**: on rte, cb, against fusion, Own adapter")
 
 
+def test_longer_training_is_compared_with_longer_training(config, monkeypatch):
+    """Made-up accuracies: 5 points between the two, 20 and 15 above fusion."""
+    points = {"fusion_st": 0, "longer": 20, "own_longer": 15}
+
+    def difference(config, a, b, task, protocol):
+        return np.full((3, 200), (points[a] - points[b]) / 100)
+
+    monkeypatch.setattr(findings, "difference", difference)
+    config.controls = ["longer", "own_longer"]
+    line = findings.verdict(config).splitlines()[5]
+    assert "Fusion trained longer +20.00" in line and "Own adapter only, longer +15.00" in line
+    assert line.endswith("fusion against its own adapter only: +5.00 [+5.00, +5.00].")
+
+
 def test_verdict_without_controls_and_other_methods(config):
     config.methods, config.controls, config.control_targets = ["full", "st_adapter"], [], []
     lines = findings.verdict(config).splitlines()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adapterfusion import audit, forensics, paper
+from adapterfusion import audit, forensics, paper, tables
 from adapterfusion.config import AdapterConfig, BackboneConfig, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -389,6 +389,17 @@ def test_only_whole_official_data_are_compared():
     )
     assert list(table.index) == ["SICK"] and "Left out" in text and "cb (rows capped)" in text
     assert text.endswith("ours has 56.")  # what the made-up record says
+
+
+def test_notes_name_each_task_once_and_in_order():
+    capped = {"train": True, "dev": False}
+    records = [record("full", "rte", s, 0.6, capped=capped) for s in (1, 2)]
+    records += [record("full", "cb", 1, 0.8), record("full", "sick", 1, 0.8, capped=capped)]
+    records += [record("head", "mnli", 1, 0.4, official_split={"train": True, "dev": False})]
+    assert tables.noted(records) == "rows capped (RTE, SICK); not the official split (MNLI)"
+    assert tables.noted(records[2:3]) == ""
+    assert list(tables.by_task(records)) == ["rte", "cb", "sick", "mnli"]
+    assert tables.by_task(records)["rte"]["seed"] == 1
 
 
 def test_another_backbone_corresponds_to_nothing():

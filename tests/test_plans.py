@@ -201,7 +201,7 @@ BUILDS_ON = {  # on small, seed 2: sources, start
     "st_adapter-16rows": ({}, None),
     "fusion_st-16rows": (OTHERS | {"small": RunName("st_adapter-16rows", "small", 2)}, None),
     **dict.fromkeys(CONTROLS, (ALL, None)),
-    "own_only": ({"small": ALL["small"]}, None),
+    **dict.fromkeys(("own_only", "own_longer"), ({"small": ALL["small"]}, None)),
     "without_own": (OTHERS, None),
     "one_seed": ({"big": st("big", 1), "mid": ALL["mid"], "small": st("small", 1)}, None),
     "st_continued": ({}, st("small", 2)),
@@ -291,6 +291,7 @@ def test_recipes_and_epochs(root, config_of):
     assert continued == Recipe(3e-3, 4, 2, weight_decay=0.1)  # its own rate, fusion's budget
     longer = planner.recipe(RunName("longer", "mid", 7))
     assert longer == Recipe(4e-3, 1, 1, warmup=0.25)  # fusion's rate, the head's budget
+    assert planner.recipe(RunName("own_longer", "mid", 7)) == longer
     assert planner.recipe(RunName("sequential", "mid", 7)) == config.recipes.full
     assert planner.recipe(RunName("mt_adapter", JOINT, 1)) == config.recipes.joint
     assert planner.recipe(RunName("own_only", "small", 1)) == Recipe(4e-3, 9, 9, warmup=0.25)

@@ -113,6 +113,11 @@ def test_controls_in_the_verdict_follow_from_run_records(profile):
         control = accuracies(config, name)
         gains = [control[task] - fusion[task] for task in config.control_targets]
         assert float(said) == pytest.approx(np.mean(gains), abs=0.006)
+    if {"longer", "own_longer"} <= set(config.controls):
+        (said,) = re.findall(r"own adapter only: ([+-][\d.]+) \[", line)
+        longer, own = (accuracies(config, name) for name in ("longer", "own_longer"))
+        gains = [longer[task] - own[task] for task in config.control_targets]
+        assert float(said) == pytest.approx(np.mean(gains), abs=0.006)
     if "one_seed" in config.controls:
         (line,) = re.findall(r"\*\*What a seed moves\*\*.*", verdict)
         said = re.findall(r"(\d+\.\d\d) (?:points )?of (ST-A|fusion)\b(?! over)", line)

@@ -32,6 +32,7 @@ ControlName = Literal[
     "st_continued",
     "without_own",
     "longer",
+    "own_longer",
     "one_seed",
     "random_others",
     "average_outputs",
@@ -321,7 +322,7 @@ def _check(config: Config, where: str) -> None:
     if (config.controls or low.rows) and "fusion_st" not in config.methods:
         _fail(where, "methods", "controls and low_resource need fusion_st", "Add it.")
     for target in config.control_targets:
-        if "own_only" in config.controls and target not in config.sources:
+        if {"own_only", "own_longer"} & {*config.controls} and target not in config.sources:
             _fail(where, "control_targets", f"{target!r} is not a source", "Add it to sources.")
     if "without_own" in config.controls and len(config.sources) < 2:
         _fail(where, "sources", "without_own needs a second one", "Name more sources.")

@@ -11,12 +11,12 @@ from adapterfusion.methods import METHODS, method
 from adapterfusion.paths import Paths
 from adapterfusion.plans import absent
 from adapterfusion.runs import each_run
-from adapterfusion.tables import METRICS, data_notes
+from adapterfusion.tables import METRICS, by_task, data_notes, noted
 
 
 def run_facts(records: list[dict[str, Any]]) -> str:
     """Data, parameters and the proof of freezing, in a markdown paragraph or two."""
-    first = {r["task"]: r for r in reversed(records)}
+    first = by_task(records)
     lines = []
     if len(first) == 1:
         (r,) = first.values()
@@ -28,10 +28,9 @@ def run_facts(records: list[dict[str, Any]]) -> str:
             line += f" Mind: {', '.join(data_notes(r))}."
         lines.append(line)
     else:
-        lines.append(f"{len(first)} tasks, {len({r['seed'] for r in records})} seeds.")
-        noted = [f"{t} ({', '.join(data_notes(r))})" for t, r in first.items() if data_notes(r)]
-        if noted:
-            lines[0] += f" Mind: {'; '.join(noted)}."
+        lines.append(f"{len(first)} tasks.")
+        if marked := noted(records):
+            lines[0] += f" Mind: {marked}."
     for name in dict.fromkeys(r["method"] for r in records):
         mine = [r for r in records if r["method"] == name]
         counts = mine[0]["parameters"]
@@ -97,7 +96,7 @@ def cost_table(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 def deviations(config: Config, records: list[dict[str, Any]]) -> str:
     """What separates this profile's numbers from the paper's, as a markdown list."""
-    first = {r["task"]: r for r in reversed(records)}
+    first = by_task(records)
     lines = [f"Backbone {config.backbone.name}; the paper has BERT-base-uncased and RoBERTa-base."]
     outside = [task for task in config.tasks if task not in PAPER]
     if outside:

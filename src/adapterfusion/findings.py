@@ -112,9 +112,11 @@ def _made_of(config: Config) -> list[str]:
     for name in (c for c in CONTROLS if c in config.controls):
         of = [difference(config, name, "fusion_st", t, protocol) for t in targets]
         found.append(f"{method(name).title} {bootstrap(of)}")
-    return [
-        f"- **What it is made of**: on {', '.join(targets)}, against fusion, {'; '.join(found)}."
-    ]
+    text = f"- **What it is made of**: on {', '.join(targets)}, against fusion, {'; '.join(found)}."
+    if {"longer", "own_longer"} <= set(config.controls):
+        of = [difference(config, "longer", "own_longer", t, protocol) for t in targets]
+        text += f" Both trained longer, fusion against its own adapter only: {bootstrap(of)}."
+    return [text]
 
 
 def _seeds(config: Config) -> list[str]:

@@ -88,6 +88,7 @@ CONTROLS = _table(
     ),
     _control("without_own", "Without the own adapter", only="others"),
     _control("longer", "Fusion trained longer", epochs="head"),
+    _control("own_longer", "Own adapter only, longer", only="own", epochs="head"),
     _control("one_seed", "Adapters of one seed", one_seed=True),
     _control("random_others", "Others untrained", fusion={"random_others": True}),
     _control("average_outputs", "Average of outputs", fusion={"variant": "average"}),

@@ -15,7 +15,7 @@ from adapterfusion.comparisons import differences
 from adapterfusion.config import Config
 from adapterfusion.paths import find_root
 from adapterfusion.stats import bootstrap
-from adapterfusion.tables import aggregate, data_notes, scores
+from adapterfusion.tables import aggregate, by_task, data_notes, scores
 
 FOLDER = Path("data") / "reference"
 COLUMNS = ["table", "backbone", "task", "method", "mean", "std", "transcriptions", "note"]
@@ -126,9 +126,8 @@ def comparison(
     reference = load() if reference is None else reference
     backbone = config.backbone.name.rstrip("/").split("/")[-1]
     cells = reference[(reference["backbone"] == backbone) & (reference["task"] != "mean")]
-    first = {r["task"]: r for r in reversed(records)}
-    order = dict.fromkeys(r["task"] for r in records)
-    notes = {task: data_notes(first[task]) for task in order if task in PAPER}
+    first = by_task(records)
+    notes = {task: data_notes(record) for task, record in first.items() if task in PAPER}
     columns = ["task", "method", "paper", "ours", "Δ", "seeds", "verdict"]
     nothing = pd.DataFrame(columns=columns).set_index("task")
     if cells.empty:

@@ -59,6 +59,14 @@ def aggregate(frame: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def by_task(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The first record of each task, tasks in the order of the records."""
+    first: dict[str, dict[str, Any]] = {}
+    for record in records:
+        first.setdefault(record["task"], record)
+    return first
+
+
 def data_notes(record: dict[str, Any]) -> list[str]:
     """What a reader must know before comparing a score with another: split and size."""
     data = record["data"]
@@ -70,6 +78,15 @@ def data_notes(record: dict[str, Any]) -> list[str]:
     return notes
 
 
+def noted(records: list[dict[str, Any]]) -> str:
+    """`data_notes` of several tasks: each note with the titles it holds for; empty if none does."""
+    titles: dict[str, list[str]] = {}
+    for record in by_task(records).values():
+        for note in data_notes(record):
+            titles.setdefault(note, []).append(record["data"]["title"])
+    return "; ".join(f"{note} ({', '.join(names)})" for note, names in titles.items())
+
+
 def _data_sha256(record: dict[str, Any]) -> str:
     """The checksum of a record's task; records from before there were joint runs have no other's."""
     data = record["config"]["data"]
@@ -78,7 +95,7 @@ def _data_sha256(record: dict[str, Any]) -> str:
 
 def summary(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
     """What summary.json holds: every aggregated score with its seeds, and what it was measured on."""
-    first = {r["task"]: r for r in reversed(records)}
+    first = by_task(records)
     rows = []
     for row in aggregate(scores(records)).to_dict("records"):
         data = first[row["task"]]["data"]
@@ -142,7 +159,7 @@ def main_table(
     frame = frame[(frame["protocol"] == protocol) & (frame["metric"] == metric)]
     targets = tasks_of(config, "fusion_st")
     frame = frame[frame["task"].isin(targets)]
-    first = {r["task"]: r for r in reversed(records)}
+    first = by_task(records)
     means = frame.pivot(index="task", columns="method", values="mean")
     tasks = [t for t in targets if t in means.index]
     methods = [m for m in METHODS if m in means.columns]
@@ -177,12 +194,7 @@ def main_table(
 def caption(config: Config, records: list[dict[str, Any]], protocol: str) -> str:
     """One sentence per thing a reader must know of a table made from these records."""
     targets = tasks_of(config, "fusion_st")
-    first = {r["task"]: r for r in reversed(records) if r["task"] in targets}
-    marked = [
-        f"{r['data']['title']} ({', '.join(data_notes(r))})"
-        for r in (first[t] for t in targets)
-        if data_notes(r)
-    ]
+    marked = noted([r for r in records if r["task"] in targets])
     text = (
         f"Accuracy in %, mean ± sample standard deviation over seeds; {PROTOCOLS[protocol]}. "
         f"Backbone {config.backbone.name}."
@@ -190,7 +202,7 @@ def caption(config: Config, records: list[dict[str, Any]], protocol: str) -> str
     if config.data.validation:
         text += f" {100 * config.data.validation:.0f} % of each training set are held out."
     if marked:
-        text += " * Not comparable with published numbers: " + "; ".join(marked) + "."
+        text += f" * Not comparable with published numbers: {marked}."
     missing = [f"{task} ({reason})" for task in config.tasks if (reason := absent(config, task))]
     if missing:
         text += f" Absent: {'; '.join(missing)}"
