@@ -66,6 +66,14 @@ def test_longer_training_is_compared_with_longer_training(config, monkeypatch):
     assert line.endswith("fusion against its own adapter only: +5.00 [+5.00, +5.00].")
 
 
+def test_longer_table_holds_it_against_what_had_as_long_and_against_st_adapter(config, monkeypatch):
+    monkeypatch.setitem(AGAINST, "own_longer", 0)
+    table = findings.longer_table(config)
+    assert table.loc[("minus Own adapter only, longer", "mean"), "difference"] == "+0.00"
+    assert table.loc[("minus ST-A", "mean"), "difference"] == "+7.50"
+    assert table.loc[("minus ST-A", "cb"), "difference"] == "-20.00"
+
+
 def test_verdict_without_controls_and_other_methods(config):
     config.methods, config.controls, config.control_targets = ["full", "st_adapter"], [], []
     lines = findings.verdict(config).splitlines()

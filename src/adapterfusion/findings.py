@@ -267,6 +267,13 @@ def control_table(config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("method")
 
 
+def longer_table(config: Config) -> pd.DataFrame:
+    """Fusion trained longer, target by target, against what had as long and against ST-A."""
+    others = ("own_longer", "st_adapter")
+    tables = {f"minus {method(b).title}": paired_table(config, "longer", b) for b in others}
+    return pd.concat(tables, names=[CONTROLS["longer"].title, "task"])
+
+
 def seed_spread_table(config: Config) -> pd.DataFrame:
     """How far seeds move the accuracy on the controls' targets, in points, by what they decide.
 
