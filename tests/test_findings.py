@@ -52,18 +52,14 @@ def test_verdict_says_what_over_what_where_and_by_what(config):
     assert lines[5].startswith("- **What it is made of**: on rte, cb, against fusion, Own adapter")
 
 
-def test_longer_training_is_compared_with_longer_training(config, monkeypatch):
-    """Made-up accuracies: 5 points between the two, 20 and 15 above fusion."""
-    points = {"fusion_st": 0, "longer": 20, "own_longer": 15}
-
-    def difference(config, a, b, task, protocol):
-        return np.full((3, 200), (points[a] - points[b]) / 100)
-
-    monkeypatch.setattr(findings, "difference", difference)
+def test_longer_training_is_held_against_longer_training_and_st_adapter(config, monkeypatch):
+    monkeypatch.setitem(AGAINST, "own_longer", 0)
+    assert "longer" not in findings.verdict(config)
     config.controls = ["longer", "own_longer"]
-    line = findings.verdict(config).splitlines()[5]
-    assert "Fusion trained longer +20.00" in line and "Own adapter only, longer +15.00" in line
-    assert line.endswith("fusion against its own adapter only: +5.00 [+5.00, +5.00].")
+    line = findings.verdict(config).splitlines()[6]
+    assert line.startswith("- **Fusion trained longer**: +7.50 [")
+    assert "over ST-A: big (+0.00, not distinguishable), rte (+20.00, higher), cb (-20" in line
+    assert "+0.00 [+0.00, +0.00] over its own adapter only, as long: big (+0.00, not" in line
 
 
 def test_longer_table_holds_it_against_what_had_as_long_and_against_st_adapter(config, monkeypatch):

@@ -114,10 +114,13 @@ def test_controls_in_the_verdict_follow_from_run_records(profile):
         gains = [control[task] - fusion[task] for task in config.control_targets]
         assert float(said) == pytest.approx(np.mean(gains), abs=0.006)
     if {"longer", "own_longer"} <= set(config.controls):
-        (said,) = re.findall(r"own adapter only: ([+-][\d.]+) \[", line)
-        longer, own = (accuracies(config, name) for name in ("longer", "own_longer"))
-        gains = [longer[task] - own[task] for task in config.control_targets]
-        assert float(said) == pytest.approx(np.mean(gains), abs=0.006)
+        (line,) = re.findall(r"\*\*Fusion trained longer\*\*: (.*)", verdict)
+        longer = accuracies(config, "longer")
+        for part, name in zip(line.split(";"), ("st_adapter", "own_longer"), strict=True):
+            other = accuracies(config, name)
+            said = {task: float(n) for task, n in re.findall(r"(\w+) \(([+-][\d.]+),", part)}
+            gains = {task: longer[task] - other[task] for task in config.control_targets}
+            assert said == pytest.approx(gains, abs=0.006)
     if "one_seed" in config.controls:
         (line,) = re.findall(r"\*\*What a seed moves\*\*.*", verdict)
         said = re.findall(r"(\d+\.\d\d) (?:points )?of (ST-A|fusion)\b(?! over)", line)

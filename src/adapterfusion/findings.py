@@ -44,7 +44,8 @@ def verdict(config: Config) -> str:
             f"- **Fusion of ST-A against {METHODS[other].title}**: {bootstrap(list(of.values()))} "
             f"points of accuracy on the mean of {len(of)} targets ({_count(of)})."
         )
-    lines += _where(config) + _what_else(config) + _made_of(config) + _seeds(config)
+    lines += _where(config) + _what_else(config) + _made_of(config)
+    lines += _longer(config) + _seeds(config)
     lines.append(
         "\nIntervals are 95 % bootstrap intervals that resample seeds and dev rows within each task; a "
         "single target counts as higher or lower after Holm's correction over the targets. They say "
@@ -112,11 +113,22 @@ def _made_of(config: Config) -> list[str]:
     for name in (c for c in CONTROLS if c in config.controls):
         of = [difference(config, name, "fusion_st", t, protocol) for t in targets]
         found.append(f"{method(name).title} {bootstrap(of)}")
-    text = f"- **What it is made of**: on {', '.join(targets)}, against fusion, {'; '.join(found)}."
-    if {"longer", "own_longer"} <= set(config.controls):
-        of = [difference(config, "longer", "own_longer", t, protocol) for t in targets]
-        text += f" Both trained longer, fusion against its own adapter only: {bootstrap(of)}."
-    return [text]
+    return [
+        f"- **What it is made of**: on {', '.join(targets)}, against fusion, {'; '.join(found)}."
+    ]
+
+
+def _longer(config: Config) -> list[str]:
+    """What longer training makes of fusion, over ST-A and over what was trained as long."""
+    if not {"longer", "own_longer"} <= set(config.controls):
+        return []
+    found = []
+    for other, over in (("st_adapter", "ST-A"), ("own_longer", "its own adapter only, as long")):
+        of = comparisons.differences(config, "longer", other)
+        table = comparisons.per_task(of)
+        each = ", ".join(_end(table, task) for task in of)
+        found.append(f"{bootstrap(list(of.values()))} over {over}: {each}")
+    return [f"- **Fusion trained longer**: {'; '.join(found)}."]
 
 
 def _seeds(config: Config) -> list[str]:
