@@ -387,3 +387,26 @@ def test_pruning_draws_targets_and_their_mean():
         means = data.groupby(["target", "k"])[column].mean().reset_index()
         overall = means.groupby("k")[column].mean()
         assert drawn(axis) == pairs(means["k"], means[column]) | pairs(overall.index, overall)
+
+
+def test_learning_curves_name_their_methods_if_there_are_several():
+    epochs = [{"dev": {"accuracy": a}, "train_loss": 1 - a} for a in (0.5, 0.6)]
+    found = [
+        {"method": m, "task": "cb", "seed": 1, "metrics": {"held_out": {"epoch": 2}}}
+        | {"epochs": epochs}
+        for m in ("fusion_st", "fusion_mt")
+    ]
+    alone, _ = figures.learning_curves(found[:1])
+    assert not alone.legends
+    both, _ = figures.learning_curves(found)
+    (legend,) = both.legends
+    said = {
+        t.get_text(): line.get_color()
+        for t, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert list(said) == ["Fusion w/ ST-A", "Fusion w/ MT-A"]
+    axis, _ = panels(both)
+    assert set(said.values()) == {
+        line.get_color() for line in axis.lines if line.get_marker() == "."
+    }
+    assert len(set(said.values())) == 2

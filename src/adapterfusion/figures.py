@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from adapterfusion.config import Config
 from adapterfusion.methods import METHODS
@@ -63,7 +64,7 @@ def _tasks(records: list[dict[str, Any]]) -> list[str]:
 def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame]:
     """Dev accuracy (line) and training loss (dotted) after each epoch, one panel for each task.
 
-    Each seed is a line of its own; a ring marks the epoch that was kept.
+    Each seed is a line of its own; a ring marks the epoch that was kept; several methods get a legend.
     """
     tasks = _tasks(records)
     columns = min(3, len(tasks))
@@ -91,6 +92,10 @@ def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame
         loss_axis.set_ylim(bottom=0)
     for axis in axes.flat[len(tasks) :]:
         axis.set_visible(False)
+    methods = list(dict.fromkeys(r["method"] for r in records))
+    if len(methods) > 1:
+        lines = [Line2D([], [], color=COLOURS[m], label=METHODS[m].title) for m in methods]
+        figure.legend(handles=lines, loc="outside upper center", ncols=2, frameon=False)
     return figure, curves(records)
 
 
