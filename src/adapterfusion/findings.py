@@ -10,7 +10,7 @@ from adapterfusion.config import Config
 from adapterfusion.methods import CONTROLS, LOW_RESOURCE, METHODS, low_resource, method
 from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import absent, tasks_of
-from adapterfusion.runs import correctness, difference, load_runs
+from adapterfusion.runs import correctness, load_runs
 from adapterfusion.stats import SeedSpread, bootstrap, seed_spread
 from adapterfusion.tables import protocols, scores, write_tables
 
@@ -104,15 +104,22 @@ def _control_targets(config: Config) -> list[str]:
     return [t for t in config.control_targets if not absent(config, t)]
 
 
+def _on_control_targets(config: Config, a: str, b: str) -> list[np.ndarray]:
+    """Method a right minus method b right, on each of the controls' targets."""
+    of = comparisons.differences(config, a, b)
+    return [of[task] for task in _control_targets(config)]
+
+
 def _made_of(config: Config) -> list[str]:
     """Each control's difference to fusion."""
     targets = _control_targets(config)
     if not (targets and config.controls):
         return []
-    protocol, found = protocols(config)[0], []
-    for name in (c for c in CONTROLS if c in config.controls):
-        of = [difference(config, name, "fusion_st", t, protocol) for t in targets]
-        found.append(f"{method(name).title} {bootstrap(of)}")
+    found = [
+        f"{method(name).title} {bootstrap(_on_control_targets(config, name, 'fusion_st'))}"
+        for name in CONTROLS
+        if name in config.controls
+    ]
     return [
         f"- **What it is made of**: on {', '.join(targets)}, against fusion, {'; '.join(found)}."
     ]
@@ -273,8 +280,8 @@ def control_table(config: Config) -> pd.DataFrame:
         right = [correctness(config, name, task, protocol).mean() for task in targets]
         row = {"method": method(name).title, "mean accuracy": f"{100 * np.mean(right):.2f}"}
         for other in ("fusion_st", "st_adapter"):
-            of = [difference(config, name, other, t, protocol) for t in targets]
-            row[f"minus {METHODS[other].title}"] = "" if name == other else str(bootstrap(of))
+            of = "" if name == other else bootstrap(_on_control_targets(config, name, other))
+            row[f"minus {METHODS[other].title}"] = str(of)
         rows.append(row)
     return pd.DataFrame(rows).set_index("method")
 
