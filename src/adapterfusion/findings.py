@@ -125,17 +125,21 @@ def _made_of(config: Config) -> list[str]:
     ]
 
 
+def _beside_longer(config: Config) -> list[str]:
+    """What fusion trained longer is held against: ST-A as it is, and what was trained as long."""
+    as_long = [name for name in ("st_longer", "own_longer") if name in config.controls]
+    return ["st_adapter", *as_long] if "longer" in config.controls else []
+
+
 def _longer(config: Config) -> list[str]:
-    """What longer training makes of fusion, over ST-A and over what was trained as long."""
-    if not {"longer", "own_longer"} <= set(config.controls):
-        return []
+    """What longer training makes of fusion, target by target."""
     found = []
-    for other, over in (("st_adapter", "ST-A"), ("own_longer", "its own adapter only, as long")):
+    for other in _beside_longer(config):
         of = comparisons.differences(config, "longer", other)
         table = comparisons.per_task(of)
         each = ", ".join(_end(table, task) for task in of)
-        found.append(f"{bootstrap(list(of.values()))} over {over}: {each}")
-    return [f"- **Fusion trained longer**: {'; '.join(found)}."]
+        found.append(f"{bootstrap(list(of.values()))} over {method(other).title}: {each}")
+    return [f"- **Fusion trained longer**: {'; '.join(found)}."] if found else []
 
 
 def _seeds(config: Config) -> list[str]:
@@ -287,8 +291,8 @@ def control_table(config: Config) -> pd.DataFrame:
 
 
 def longer_table(config: Config) -> pd.DataFrame:
-    """Fusion trained longer, target by target, against what had as long and against ST-A."""
-    others = ("own_longer", "st_adapter")
+    """Fusion trained longer, target by target, against ST-A and against what was trained as long."""
+    others = _beside_longer(config)
     tables = {f"minus {method(b).title}": paired_table(config, "longer", b) for b in others}
     return pd.concat(tables, names=[CONTROLS["longer"].title, "task"])
 
