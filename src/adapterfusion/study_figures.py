@@ -144,22 +144,23 @@ def rank_plot(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def ablations(frame: pd.DataFrame, base: str = "fusion_st") -> tuple[Figure, pd.DataFrame]:
-    """Each control minus fusion: the mean with its 95 % interval, and every target as a dot.
+    """Each control minus fusion: the mean with its 95 % interval, and above it every target as a dot.
 
     frame: columns control, task ("mean" and the targets), difference, low, high, as
     `comparisons.against` returns them.
     """
     controls = list(dict.fromkeys(frame["control"]))
-    figure, axis = plt.subplots(figsize=(6.2, 1.1 + 0.3 * len(controls)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.2, 1.1 + 0.34 * len(controls)), layout="constrained")
     for y, control in enumerate(controls):
         part = frame[frame["control"] == control]
         mean, tasks = part[part["task"] == "mean"].iloc[0], part[part["task"] != "mean"]
-        axis.plot(tasks["difference"], [y] * len(tasks), "o", mfc="none", mec="#777777", ms=4)
+        above = [y - 0.25] * len(tasks)  # where the interval does not hide it
+        axis.plot(tasks["difference"], above, "o", mfc="none", mec="#777777", ms=4)
         axis.plot([mean["low"], mean["high"]], [y, y], color="#D55E00", lw=2.5)
         axis.plot(mean["difference"], y, "s", color="#D55E00", mec="black", mew=0.5, ms=6)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(range(len(controls)), [title(c) for c in controls])
-    axis.set_ylim(len(controls) - 0.5, -0.5)
+    axis.set_ylim(len(controls) - 0.5, -0.7)
     axis.set_xlabel(f"points of accuracy above {title(base)}")
     axis.grid(axis="x", color="#E5E5E5", lw=0.6)
     axis.set_axisbelow(True)
