@@ -22,12 +22,10 @@ def config(monkeypatch):
 
     def differences(config, a, b):
         tasks = config.sequential if b == "sequential" else POINTS
-        return {task: rows(AGAINST[b] * POINTS[task]) for task in tasks}
+        factor = -AGAINST[a] if b == "fusion_st" else AGAINST[b]
+        return {task: rows(factor * POINTS[task]) for task in tasks}
 
     monkeypatch.setattr(comparisons, "differences", differences)
-    monkeypatch.setattr(
-        findings, "difference", lambda config, a, b, task, protocol: rows(-2 * POINTS[task])
-    )
     monkeypatch.setattr(findings, "absent", lambda config, task: None)
     return SimpleNamespace(
         methods=["full", "st_adapter", "fusion_st", "sequential", "multitask_full"],
@@ -54,16 +52,23 @@ def test_verdict_says_what_over_what_where_and_by_what(config):
 
 def test_longer_training_is_held_against_longer_training_and_st_adapter(config, monkeypatch):
     monkeypatch.setitem(AGAINST, "own_longer", 0)
+    monkeypatch.setitem(AGAINST, "st_longer", 3)
+    monkeypatch.setitem(AGAINST, "longer", 0)
     assert "longer" not in findings.verdict(config)
-    config.controls = ["longer", "own_longer"]
+    config.controls = ["longer", "st_longer", "own_longer"]
     line = findings.verdict(config).splitlines()[6]
     assert line.startswith("- **Fusion trained longer**: +7.50 [")
     assert "over ST-A: big (+0.00, not distinguishable), rte (+20.00, higher), cb (-20" in line
-    assert "+0.00 [+0.00, +0.00] over its own adapter only, as long: big (+0.00, not" in line
+    assert "over ST-A trained longer: big (" in line
+    assert "+0.00 [+0.00, +0.00] over Own adapter only, longer: big (+0.00, not" in line
+    config.controls = ["longer"]
+    (line,) = (line for line in findings.verdict(config).splitlines() if "**Fusion trained" in line)
+    assert line.count("over") == 1
 
 
 def test_longer_table_holds_it_against_what_had_as_long_and_against_st_adapter(config, monkeypatch):
     monkeypatch.setitem(AGAINST, "own_longer", 0)
+    config.controls = ["longer", "own_longer"]
     table = findings.longer_table(config)
     assert table.loc[("minus Own adapter only, longer", "mean"), "difference"] == "+0.00"
     assert table.loc[("minus ST-A", "mean"), "difference"] == "+7.50"

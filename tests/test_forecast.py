@@ -124,7 +124,7 @@ def test_memory_and_disk_of_a_known_backbone(counted):
     table = forecast(named, 1e12, 1)
     assert table.loc["full", "memory, GB"] >= 16 * 109_482_240 / 1e9
     assert table.loc["full", "memory, GB"] > 2 * table.loc["st_adapter", "memory, GB"]
-    assert table.loc["full", "disk, GB"] == pytest.approx(6 * 8 * 0.109482, abs=0.01)
+    assert table.loc["full", "disk, GB"] == pytest.approx(6 * 4 * 0.109482, abs=0.01)
     alone, beside = (forecast(named, 1e12, n).loc["all", "memory, GB"] for n in (1, 3))
     assert beside == pytest.approx(3 * alone, abs=0.1)
     assert alone == table["memory, GB"].iloc[:-1].max()

@@ -3,6 +3,7 @@ on them; and the files of keys that stages depend on.
 """
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,6 +151,26 @@ def test_runs_whose_needs_are_not_in_the_study_are_not_passed_over(config_of, tr
     monkeypatch.setattr(launch, "study", lambda _config: [RunName("fusion_st", "small", 1)])
     with pytest.raises(RunError, match="st_adapter"):
         train_all(config)
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_trained(
+    config_of, trainer, bert, monkeypatch
+):
+    config = config_of(methods=["full"], controls=[], low_resource=None)
+    free = 0.0
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=free))
+    backbone = (bert.path / "model.safetensors").stat().st_size
+    needed = backbone * (len(study(config)) + 8 * 2)  # the weights left, and two runs' checkpoints
+    free = 0.99 * needed
+    with pytest.raises(RunError, match=r"build/runs: 0\.0 GB are free, and the 4 runs .*Make room"):
+        train_all(config)
+    assert trainer.trained == []
+    free = 1.01 * needed
+    train_all(config)
+    assert len(trainer.trained) == 4
+    free = 0.0
+    train_all(config)  # nothing is missing, nothing is needed
 
 
 # ---- keys

@@ -85,6 +85,8 @@ def test_pipeline(clone):
     assert verdicts <= {"reproduced", "contradicted", "not distinguishable", "not tested"}
     assert all(len(r["scores"]) == r["n_seeds"] for r in rows)
     assert (results / "report.html").read_text().count("<table") >= 3
+    weights = results / "weights" / "full" / "uses" / "seed1" / "model.safetensors"
+    assert weights.stat().st_nlink == 3, "not one file for run store, results and DVC's cache"
     for path in results.glob("notebooks/*.ipynb"):
         text = path.read_text()
         assert str(clone) not in text, f"{path.name} holds an absolute path"

@@ -205,6 +205,7 @@ BUILDS_ON = {  # on small, seed 2: sources, start
     "without_own": (OTHERS, None),
     "one_seed": ({"big": st("big", 1), "mid": ALL["mid"], "small": st("small", 1)}, None),
     "st_continued": ({}, st("small", 2)),
+    "st_longer": ({}, None),
 }
 
 
@@ -292,6 +293,8 @@ def test_recipes_and_epochs(root, config_of):
     longer = planner.recipe(RunName("longer", "mid", 7))
     assert longer == Recipe(4e-3, 1, 1, warmup=0.25)  # fusion's rate, the head's budget
     assert planner.recipe(RunName("own_longer", "mid", 7)) == longer
+    alone = planner.recipe(RunName("st_longer", "mid", 7))
+    assert alone == dataclasses.replace(continued, epochs=1, patience=1)  # its own rate
     assert planner.recipe(RunName("sequential", "mid", 7)) == config.recipes.full
     assert planner.recipe(RunName("mt_adapter", JOINT, 1)) == config.recipes.joint
     assert planner.recipe(RunName("own_only", "small", 1)) == Recipe(4e-3, 9, 9, warmup=0.25)

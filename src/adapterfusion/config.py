@@ -32,6 +32,7 @@ ControlName = Literal[
     "st_continued",
     "without_own",
     "longer",
+    "st_longer",
     "own_longer",
     "one_seed",
     "random_others",

@@ -56,6 +56,12 @@ def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
         temporary.write_text(data.round(6).to_csv(index=False), encoding="utf-8")
 
 
+def legend(figure: Figure, looks: dict[str, dict[str, str]], ncols: int, **line: Any) -> None:
+    """One legend above all panels, outside the data. looks: label -> colour and marker."""
+    handles = [Line2D([], [], label=label, **({"ls": ""} | line | v)) for label, v in looks.items()]
+    figure.legend(handles=handles, ncols=min(ncols, len(handles)), loc="outside upper center")
+
+
 def _tasks(records: list[dict[str, Any]]) -> list[str]:
     """The records' tasks in study order. Figures name tasks by identifier, which is short."""
     return list(dict.fromkeys(r["task"] for r in records))
@@ -94,8 +100,7 @@ def learning_curves(records: list[dict[str, Any]]) -> tuple[Figure, pd.DataFrame
         axis.set_visible(False)
     methods = list(dict.fromkeys(r["method"] for r in records))
     if len(methods) > 1:
-        lines = [Line2D([], [], color=COLOURS[m], label=METHODS[m].title) for m in methods]
-        figure.legend(handles=lines, loc="outside upper center", ncols=2, frameon=False)
+        legend(figure, {METHODS[m].title: {"color": COLOURS[m]} for m in methods}, 2, ls="-")
     return figure, curves(records)
 
 

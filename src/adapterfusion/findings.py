@@ -10,7 +10,7 @@ from adapterfusion.config import Config
 from adapterfusion.methods import CONTROLS, LOW_RESOURCE, METHODS, low_resource, method
 from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import absent, tasks_of
-from adapterfusion.runs import correctness, difference, load_runs
+from adapterfusion.runs import correctness, load_runs
 from adapterfusion.stats import SeedSpread, bootstrap, seed_spread
 from adapterfusion.tables import protocols, scores, write_tables
 
@@ -104,31 +104,42 @@ def _control_targets(config: Config) -> list[str]:
     return [t for t in config.control_targets if not absent(config, t)]
 
 
+def _on_control_targets(config: Config, a: str, b: str) -> list[np.ndarray]:
+    """Method a right minus method b right, on each of the controls' targets."""
+    of = comparisons.differences(config, a, b)
+    return [of[task] for task in _control_targets(config)]
+
+
 def _made_of(config: Config) -> list[str]:
     """Each control's difference to fusion."""
     targets = _control_targets(config)
     if not (targets and config.controls):
         return []
-    protocol, found = protocols(config)[0], []
-    for name in (c for c in CONTROLS if c in config.controls):
-        of = [difference(config, name, "fusion_st", t, protocol) for t in targets]
-        found.append(f"{method(name).title} {bootstrap(of)}")
+    found = [
+        f"{method(name).title} {bootstrap(_on_control_targets(config, name, 'fusion_st'))}"
+        for name in CONTROLS
+        if name in config.controls
+    ]
     return [
         f"- **What it is made of**: on {', '.join(targets)}, against fusion, {'; '.join(found)}."
     ]
 
 
+def _beside_longer(config: Config) -> list[str]:
+    """What fusion trained longer is held against: ST-A as it is, and what was trained as long."""
+    as_long = [name for name in ("st_longer", "own_longer") if name in config.controls]
+    return ["st_adapter", *as_long] if "longer" in config.controls else []
+
+
 def _longer(config: Config) -> list[str]:
-    """What longer training makes of fusion, over ST-A and over what was trained as long."""
-    if not {"longer", "own_longer"} <= set(config.controls):
-        return []
+    """What longer training makes of fusion, target by target."""
     found = []
-    for other, over in (("st_adapter", "ST-A"), ("own_longer", "its own adapter only, as long")):
+    for other in _beside_longer(config):
         of = comparisons.differences(config, "longer", other)
         table = comparisons.per_task(of)
         each = ", ".join(_end(table, task) for task in of)
-        found.append(f"{bootstrap(list(of.values()))} over {over}: {each}")
-    return [f"- **Fusion trained longer**: {'; '.join(found)}."]
+        found.append(f"{bootstrap(list(of.values()))} over {method(other).title}: {each}")
+    return [f"- **Fusion trained longer**: {'; '.join(found)}."] if found else []
 
 
 def _seeds(config: Config) -> list[str]:
@@ -273,15 +284,15 @@ def control_table(config: Config) -> pd.DataFrame:
         right = [correctness(config, name, task, protocol).mean() for task in targets]
         row = {"method": method(name).title, "mean accuracy": f"{100 * np.mean(right):.2f}"}
         for other in ("fusion_st", "st_adapter"):
-            of = [difference(config, name, other, t, protocol) for t in targets]
-            row[f"minus {METHODS[other].title}"] = "" if name == other else str(bootstrap(of))
+            of = "" if name == other else bootstrap(_on_control_targets(config, name, other))
+            row[f"minus {METHODS[other].title}"] = str(of)
         rows.append(row)
     return pd.DataFrame(rows).set_index("method")
 
 
 def longer_table(config: Config) -> pd.DataFrame:
-    """Fusion trained longer, target by target, against what had as long and against ST-A."""
-    others = ("own_longer", "st_adapter")
+    """Fusion trained longer, target by target, against ST-A and against what was trained as long."""
+    others = _beside_longer(config)
     tables = {f"minus {method(b).title}": paired_table(config, "longer", b) for b in others}
     return pd.concat(tables, names=[CONTROLS["longer"].title, "task"])
 

@@ -146,6 +146,19 @@ def calibrate(config: Config, seconds: float = 4.0) -> float:
     return 3 * size.forward * rows * length * steps / (time.perf_counter() - started)
 
 
+def weights_bytes(config: Config, run: RunName) -> float:
+    """What a run trains, in float32: the file of weights that it leaves."""
+    size, r = backbone_size(config.backbone), config.adapter.reduction
+    d2 = size.layers * size.hidden**2
+    trained = {
+        "head": size.hidden**2,
+        "adapter": 2 * d2 / r,
+        "fusion": 3 * d2,
+        "backbone": size.parameters,
+    }
+    return 4 * trained[method(run.method).trains]
+
+
 def forecast(config: Config, speed: float, side_by_side: int) -> pd.DataFrame:
     """One row per method: runs, hours, GB on disk, and GB of memory while it trains.
 
@@ -157,21 +170,14 @@ def forecast(config: Config, speed: float, side_by_side: int) -> pd.DataFrame:
         t.max_length or (PAPER[n].max_length if n in PAPER else 48) for n, t in config.tasks.items()
     )
     activations = 34 * size.hidden * size.layers * longest * config.training.micro_batch_size
-    d2 = size.layers * size.hidden**2
     rows: dict[str, dict[str, float]] = {}
     for run in study(config):
-        row = method(run.method)
-        trained = {
-            "head": size.hidden**2,
-            "adapter": 2 * d2 / config.adapter.reduction,
-            "fusion": 3 * d2,
-            "backbone": size.parameters,
-        }[row.trains]
+        weights = weights_bytes(config, run)
         entry = rows.setdefault(run.method, {"runs": 0, "hours": 0.0, "disk, GB": 0.0})
         entry["runs"] += 1
         entry["hours"] += (flops(config, run) / speed + PER_RUN) / 3600 / side_by_side
-        entry["disk, GB"] += 2 * 4 * trained / 1e9  # the run store's copy and DVC's
-        entry["memory, GB"] = (4 * size.parameters + 12 * trained + activations) / 1e9
+        entry["disk, GB"] += weights / 1e9  # the run store, the results and DVC's cache share it
+        entry["memory, GB"] = (4 * size.parameters + 3 * weights + activations) / 1e9
     table = pd.DataFrame(rows).T
     table.loc["all"] = table.sum()
     table.loc["all", "memory, GB"] = table["memory, GB"].iloc[:-1].max() * side_by_side

@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from adapterfusion.config import Config, load_config
-from adapterfusion.forecast import flops
+from adapterfusion.forecast import flops, weights_bytes
 from adapterfusion.methods import method
 from adapterfusion.paths import Paths, atomic_write
 from adapterfusion.plans import Planner, RunError, RunName, study
@@ -60,25 +60,59 @@ def workers(config: Config) -> int:
     return max(1, (os.cpu_count() or 1) // config.training.threads)
 
 
+def _missing(planner: Planner, runs: list[RunName]) -> list[RunName]:
+    """The runs that are not finished, or build on one that is not. runs: in the study's order."""
+    missing, done = [], set()
+    for run in runs:
+        if planner.needs(run) <= done and planner.finished(run):
+            done.add(run)
+        else:
+            missing.append(run)
+    return missing
+
+
+def _check_room(config: Config, missing: list[RunName]) -> None:
+    """Say it before hours are spent when the disk will not do.
+
+    Raises:
+        RunError: names the folder, what is free there and what is needed.
+    """
+    store = Paths(config.profile).scratch
+    store.mkdir(parents=True, exist_ok=True)
+    sizes = [weights_bytes(config, run) for run in missing]
+    # while a run trains: its checkpoint and the next one, each the weights now, the best, two moments
+    needed = sum(sizes) + 8 * sum(sorted(sizes)[-workers(config) :])
+    free = shutil.disk_usage(store).free
+    if needed > free:
+        raise RunError(
+            f"{store}: {free / 1e9:.1f} GB are free, and the {len(missing)} runs that are missing take "
+            f"{needed / 1e9:.1f} GB. Make room, or ask for fewer runs in params.yaml."
+        )
+
+
 def train_all(config: Config) -> None:
     """Train what is missing. A run that fails stops what builds on it, and nothing else.
 
     Raises:
-        RunError: some runs failed; names them, the first one's error, and the remedy.
+        RunError: the disk is too full; or some runs failed: names them, the first one's error, and
+            the remedy.
     """
     planner = Planner(config)
     runs = study(config)
-    waiting = sorted(runs, key=lambda run: -flops(config, run))
-    done: set[RunName] = set()
+    missing = _missing(planner, runs)
+    _check_room(config, missing)
+    cost = {run: round(flops(config, run)) for run in runs}  # whole numbers add up to their sum
+    waiting = sorted(missing, key=lambda run: -cost[run])
+    done = set(runs) - set(missing)
     failed: dict[RunName, BaseException] = {}
     running: dict[Future, RunName] = {}
     os.environ[PROGRESS] = os.devnull  # one bar for all, not one for each
-    bar = tqdm(total=sum(flops(config, r) for r in runs), ncols=140)
+    bar = tqdm(total=sum(cost.values()), initial=sum(cost[run] for run in done), ncols=140)
     bar.bar_format = "{l_bar}{bar}| {elapsed} gone, about {remaining} left{postfix}"
 
     def finish(run: RunName) -> None:
         done.add(run)
-        bar.update(flops(config, run))
+        bar.update(cost[run])
 
     pool = ProcessPoolExecutor(
         workers(config), get_context("spawn"), initializer=_end_with_parent, initargs=(os.getpid(),)
@@ -86,17 +120,11 @@ def train_all(config: Config) -> None:
     with pool, bar:
         while waiting or running:
             ready = [run for run in waiting if planner.needs(run) <= done]
-            for run in ready:
-                if planner.finished(run):
-                    waiting.remove(run)
-                    finish(run)
-                elif len(running) < pool._max_workers:
-                    waiting.remove(run)
-                    planner.write_spec(run)
-                    running[pool.submit(_train, planner.folder(run))] = run
+            for run in ready[: pool._max_workers - len(running)]:
+                waiting.remove(run)
+                planner.write_spec(run)
+                running[pool.submit(_train, planner.folder(run))] = run
             if not running:
-                if any(planner.needs(run) <= done for run in waiting):
-                    continue
                 break  # what is left builds on a run that failed
             current = ", ".join(f"{r.method} {r.task} {r.seed}" for r in running.values())
             bar.set_postfix_str(f"{len(done)}/{len(runs)} runs, now {current}", refresh=True)

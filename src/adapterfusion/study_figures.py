@@ -13,12 +13,11 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from scipy import stats as scipy_stats
 
 from adapterfusion.comparisons import title
 from adapterfusion.config import Config
-from adapterfusion.figures import COLOURS, MARKERS
+from adapterfusion.figures import COLOURS, MARKERS, legend
 from adapterfusion.methods import METHODS
 from adapterfusion.plans import tasks_of
 from adapterfusion.tables import protocols, scores
@@ -37,12 +36,6 @@ def _look(name: str, index: int = 0) -> dict[str, str]:
     """A method's own colour and marker; anything else takes the next of the cycle."""
     cycled = {"color": CYCLE[index % len(CYCLE)], "marker": SHAPES[index % len(SHAPES)]}
     return {"color": COLOURS[name], "marker": MARKERS[name]} if name in COLOURS else cycled
-
-
-def _legend(figure: Figure, looks: dict[str, dict[str, str]], ncols: int, **line: Any) -> None:
-    """One legend above all panels, outside the data. looks: label -> colour and marker."""
-    handles = [Line2D([], [], label=label, **({"ls": ""} | line | v)) for label, v in looks.items()]
-    figure.legend(handles=handles, ncols=min(ncols, len(handles)), loc="outside upper center")
 
 
 def _panels(n: int, width: float, height: float, top: float) -> tuple[Figure, list[Axes]]:
@@ -128,7 +121,7 @@ def cost(
         axis.set_axisbelow(True)
     for axis in panels[::2]:
         axis.set_ylabel(f"mean of {len(shared)} targets, %")
-    _legend(figure, {title(m): _look(m) for m in methods}, 3, mec="black", mew=0.5, ms=7)
+    legend(figure, {title(m): _look(m) for m in methods}, 3, mec="black", mew=0.5, ms=7)
     return figure, table
 
 
@@ -151,28 +144,29 @@ def rank_plot(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def ablations(frame: pd.DataFrame, base: str = "fusion_st") -> tuple[Figure, pd.DataFrame]:
-    """Each control minus fusion: the mean with its 95 % interval, and every target as a dot.
+    """Each control minus fusion: the mean with its 95 % interval, and above it every target as a dot.
 
     frame: columns control, task ("mean" and the targets), difference, low, high, as
     `comparisons.against` returns them.
     """
     controls = list(dict.fromkeys(frame["control"]))
-    figure, axis = plt.subplots(figsize=(6.2, 1.1 + 0.3 * len(controls)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.2, 1.1 + 0.34 * len(controls)), layout="constrained")
     for y, control in enumerate(controls):
         part = frame[frame["control"] == control]
         mean, tasks = part[part["task"] == "mean"].iloc[0], part[part["task"] != "mean"]
-        axis.plot(tasks["difference"], [y] * len(tasks), "o", mfc="none", mec="#777777", ms=4)
+        above = [y - 0.25] * len(tasks)  # where the interval does not hide it
+        axis.plot(tasks["difference"], above, "o", mfc="none", mec="#777777", ms=4)
         axis.plot([mean["low"], mean["high"]], [y, y], color="#D55E00", lw=2.5)
         axis.plot(mean["difference"], y, "s", color="#D55E00", mec="black", mew=0.5, ms=6)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(range(len(controls)), [title(c) for c in controls])
-    axis.set_ylim(len(controls) - 0.5, -0.5)
+    axis.set_ylim(len(controls) - 0.5, -0.7)
     axis.set_xlabel(f"points of accuracy above {title(base)}")
     axis.grid(axis="x", color="#E5E5E5", lw=0.6)
     axis.set_axisbelow(True)
     mean_look = {"color": "#D55E00", "marker": "s", "ls": "-", "lw": 2.5, "mec": "black"}
     dot_look = {"color": "#777777", "marker": "o", "mfc": "none"}
-    _legend(figure, {"mean and 95 % interval": mean_look, "a target": dot_look}, 2)
+    legend(figure, {"mean and 95 % interval": mean_look, "a target": dot_look}, 2)
     return figure, frame
 
 
@@ -196,7 +190,7 @@ def low_resource(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         axis.set_title(task)
         axis.set_xlabel("training rows")
         axis.set_ylabel("dev accuracy, %")
-    _legend(figure, {title(m): _look(m, i) for i, m in enumerate(methods)}, 4, ls="-")
+    legend(figure, {title(m): _look(m, i) for i, m in enumerate(methods)}, 4, ls="-")
     return figure, frame
 
 
@@ -233,7 +227,7 @@ def forgetting(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     axis.set_xlabel("dev accuracy on the source, %")
     ring = {"color": "#555555", "marker": "o", "mfc": "white", "ms": 8}
     looks = {"before": ring} | {f"after: {title(m)}": _look(m, i) for i, m in enumerate(methods)}
-    _legend(figure, looks, 3)
+    legend(figure, looks, 3)
     return figure, frame
 
 
@@ -282,7 +276,7 @@ def faithfulness(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     }
     if layers:
         looks = {k: v | {"color": "#777777"} for k, v in looks.items()}
-    _legend(figure, looks, 2, mec="black", mew=0.4)
+    legend(figure, looks, 2, mec="black", mew=0.4)
     return figure, frame
 
 
@@ -310,5 +304,5 @@ def pruning(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     looks = {t: _look(t, i) for i, t in enumerate(targets)}
     if len(targets) > 1:
         looks["mean"] = {"color": "black", "marker": "", "lw": 2.5}
-    _legend(figure, looks, 5, ls="-")
+    legend(figure, looks, 5, ls="-")
     return figure, frame
